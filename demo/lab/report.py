@@ -1,0 +1,71 @@
+"""The runs as tables and as JSON."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .measure import Run
+from .terminal import Terminal
+from .workload import JOBS_PER_POOL, WORKERS
+
+COLUMNS = "{:<16}{:>7}{:>6}{:>9}{:>12}{:>13}{:>15}"
+HEAD = (
+    ("", "peak", "left", "seconds", "failures", "connections", "all_"),
+    ("", "", "", "", "", ".all()", "connections()"),
+)
+
+
+def tables(runs: Sequence[Run], terminal: Terminal) -> str:
+    """One table for each variant: what the server counted, and what the process itself knew."""
+    return "\n\n".join(
+        "\n".join(_table([run for run in runs if run.variant == variant], terminal))
+        for variant in dict.fromkeys(run.variant for run in runs)
+    )
+
+
+def _table(runs: Sequence[Run], terminal: Terminal) -> Iterator[str]:
+    yield terminal.bold(f"{runs[0].variant.title} ({WORKERS} workers, {JOBS_PER_POOL} jobs each)")
+    for words in HEAD:
+        yield COLUMNS.format(*words)
+    for run in runs:
+        line = COLUMNS.format(
+            run.way.title,
+            run.peak,
+            run.left,
+            f"{run.seconds:.1f}",
+            f"{run.failures} of {run.jobs}",
+            run.connections_all,
+            run.all_connections,
+        )
+        yield terminal.paint(line, run.way.key)
+    for run in runs:
+        if run.failures:
+            yield f"{run.way.title}, the first failure: {run.first_failure}"
+        if (wrong := wrong_rows(run)) is not None:
+            yield f"{run.way.title}: {wrong}"
+
+
+def wrong_rows(run: Run) -> str | None:
+    """What is wrong with the rows that the jobs wrote, if anything."""
+    if run.rows == run.right_rows == run.jobs - run.failures:
+        return None
+    succeeded = run.jobs - run.failures
+    return f"{succeeded} jobs succeeded and wrote {run.rows} rows, {run.right_rows} of them right"
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    if any(wrong_rows(run) for run in runs):
+        return "Some rows are wrong: see above."
+    rows = sum(run.rows for run in runs)
+    return f"Each job that did not fail wrote its row: {rows} rows, all of the right amount."
+
+
+def as_json(runs: Sequence[Run], circumstances: dict[str, Any]) -> str:
+    """The numbers for a program: `circumstances`, and the runs without their samples."""
+    records = []
+    for run in runs:
+        record = asdict(run) | {"way": run.way.key, "variant": run.variant.key}
+        del record["samples"]
+        records.append(record)
+    return json.dumps(circumstances | {"runs": records}, indent=2) + "\n"

@@ -1,0 +1,21 @@
+"""A small project: sales are counted, totals are written down."""
+
+import os
+
+from private_servers import django_database
+
+SECRET_KEY = "not a secret: this project runs on one machine for a minute"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+
+# "django_executors" is left out here: as an app it has *every* thread of the process close its
+# connections when it ends, those of the standard pool too, and the experiment would then compare
+# django-executors with itself. Its ThreadPoolExecutor does not need the app.
+INSTALLED_APPS = ["shop"]
+
+DATABASES = {"default": django_database(os.environ["DATABASE_URL"])}
+
+# A project with a read replica has a second alias: what it reads comes from there.
+if replica_url := os.environ.get("REPLICA_URL"):
+    DATABASES["replica"] = django_database(replica_url)
+    DATABASE_ROUTERS = ["shop.routers.ReadFromReplica"]

@@ -1,0 +1,81 @@
+"""The one hook: it sees each connection of this process open and close.
+
+Django's handler makes each wrapper by `connections.create_connection`. That attribute of the handler,
+replaced here, gives the new wrapper instance its own `connect` and `close`; its class stays Django's.
+The signal `connection_created` alone would be blind: where connecting fails after the socket opened,
+it is never sent.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from .closing import close_for_good
+from .inspection import is_open
+from .ledger import Entry, Holder, current_holder
+
+
+def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
+    """Have the ledger follow this wrapper, for as long as it lives."""
+    django_class = type(wrapper)
+    entry = Entry(wrapper, holder)
+    # The two functions live in the wrapper's own __dict__, and must not keep it alive.
+    reference = weakref.ref(wrapper)
+
+    def connect() -> None:
+        wrapper = reference()
+        assert wrapper is not None
+        before = wrapper.connection
+        try:
+            django_class.connect(wrapper)
+        except BaseException:
+            # The socket may be open while its role, time zone or search path is not yet set. Left
+            # so, the next query would run on it as whoever logged in.
+            if wrapper.connection is not None and wrapper.connection is not before:
+                close_for_good(wrapper, dirty=True)
+            raise
+        entry.note_open(wrapper)
+
+    def close() -> None:
+        wrapper = reference()
+        assert wrapper is not None
+        try:
+            django_class.close(wrapper)
+        finally:
+            if not is_open(wrapper):
+                entry.note_closed(wrapper)
+
+    vars(wrapper).update(connect=connect, close=close)
+    return entry
+
+
+def _adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """Watch a wrapper that did not come from the handler: `connection.copy()`, or an early one."""
+    if "connect" not in vars(connection):
+        # A private name of Django's: it may have been made by another thread, and lent to this one.
+        made_by: int = vars(connection)["_thread_ident"]
+        holder = current_holder()
+        if made_by != holder.thread_ident:
+            holder = Holder(made_by)
+        _watch(connection, holder).note_open(connection)
+
+
+def _install() -> None:
+    django_create = connections.create_connection
+
+    def create_connection(alias: str) -> BaseDatabaseWrapper:
+        wrapper = django_create(alias)
+        _watch(wrapper, current_holder())
+        return wrapper
+
+    # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.
+    vars(connections)["create_connection"] = create_connection
+    connection_created.connect(_adopt, dispatch_uid="django_executors.hook")
+
+
+_install()

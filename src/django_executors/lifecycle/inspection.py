@@ -1,0 +1,80 @@
+"""What can be seen of a connection without a round trip to its server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+# psycopg's TransactionStatus, by name, so that no driver is imported here.
+_IDLE = "IDLE"
+_TRANSACTION_STATES = {
+    "ACTIVE": "a query in flight",
+    "INTRANS": "an open transaction",
+    "INERROR": "a failed transaction",
+    "UNKNOWN": "a broken connection",
+}
+
+
+def is_open(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether this wrapper has a connection, as Django sees it."""
+    return wrapper.connection is not None and not wrapper.closed_in_transaction
+
+
+def is_pooled(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether this wrapper borrows its connection from Django's own pool."""
+    return bool(wrapper.settings_dict["OPTIONS"].get("pool"))
+
+
+def backend_pid(wrapper: BaseDatabaseWrapper) -> int | None:
+    """Return the number by which the server knows this connection, where its driver tells."""
+    driver: Any = wrapper.connection
+    try:
+        if wrapper.vendor == "postgresql":
+            return int(driver.info.backend_pid)
+        if wrapper.vendor == "mysql":
+            return int(driver.thread_id())
+    except Exception:  # noqa: BLE001 - a number for a report: whatever a driver raises, there is none
+        return None
+    return None
+
+
+def open_transaction(wrapper: BaseDatabaseWrapper) -> str | None:
+    """Say what transaction is open, or None. MySQL's driver cannot see one that was begun by hand."""
+    if wrapper.in_atomic_block:
+        return "an open atomic block"
+    driver: Any = wrapper.connection
+    if driver is None:
+        return None
+    if wrapper.vendor == "postgresql":
+        status = driver.info.transaction_status
+        # psycopg has an enum here, psycopg2 the same numbers.
+        name = getattr(status, "name", None) or [_IDLE, *_TRANSACTION_STATES][min(status, 4)]
+        return _TRANSACTION_STATES.get(name)
+    if wrapper.vendor == "sqlite" and driver.in_transaction:
+        return "an open transaction"
+    return None
+
+
+def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:
+    """Say what would be lost by closing now, or may be, where the driver cannot tell; or None."""
+    transaction = open_transaction(wrapper)
+    if transaction is None and wrapper.vendor == "mysql" and not wrapper.autocommit:
+        return "autocommit off"
+    return transaction
+
+
+def why_dirty(wrapper: BaseDatabaseWrapper) -> str | None:
+    """Say why this connection must not be used again, or None if nothing speaks against it."""
+    try:
+        if (transaction := open_transaction(wrapper)) is not None:
+            return transaction
+        if wrapper.connection is None:
+            return None
+        if wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
+            return "autocommit changed"
+        if getattr(getattr(wrapper.connection, "info", None), "pipeline_status", 0):
+            return "an open pipeline"
+    except Exception:  # noqa: BLE001 - a driver that cannot tell
+        return "an unknown state"
+    return None

@@ -1,0 +1,12 @@
+"""The settings of the process that uvicorn runs in; each run says its own CONN_MAX_AGE and apps."""
+
+import json
+import os
+
+from .settings import *  # noqa: F403
+from .settings import DATABASES, INSTALLED_APPS
+
+ROOT_URLCONF = "tests.asgi"
+DATABASES["default"]["CONN_MAX_AGE"] = json.loads(os.environ["TEST_CONN_MAX_AGE"])
+if "TEST_WITHOUT_APP" not in os.environ:
+    INSTALLED_APPS = [*INSTALLED_APPS, "django_executors"]

@@ -1,0 +1,313 @@
+"""`connection_scope` closes, at its end, what was opened inside it, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connection, connections, transaction
+
+from django_executors import all_connections, connection_scope
+
+from .observers import PostgresObserver
+from .test_release import (
+    autocommit_off,
+    closed_generators,
+    open_pipeline,
+    raw_begin,
+    unbalanced_atomic,
+)
+from .testapp.models import Entry
+
+__all__ = ["closed_generators"]  # an autouse fixture, in force here too
+
+pytestmark = pytest.mark.usefixtures("collector_off")
+at_all_ages = pytest.mark.usefixtures("conn_max_age")
+
+
+def count(*aliases: str) -> int:
+    return sum(Entry.objects.using(alias).count() for alias in aliases or ("default",))
+
+
+def aliases() -> list[str]:
+    """Name what is open in the process."""
+    return [found.alias for found in all_connections()]
+
+
+def used_as_a_block(fn: Callable[[], Any]) -> Any:
+    with connection_scope():
+        return fn()
+
+
+def used_bare(fn: Callable[[], Any]) -> Any:
+    @connection_scope
+    def scoped() -> Any:
+        return fn()
+
+    return scoped()
+
+
+def used_called(fn: Callable[[], Any]) -> Any:
+    @connection_scope()
+    def scoped() -> Any:
+        return fn()
+
+    return scoped()
+
+
+WAYS = pytest.mark.parametrize("way", [used_as_a_block, used_bare, used_called])
+
+
+@at_all_ages
+@WAYS
+def test_closes_what_it_opened(way: Callable[..., Any], postgres: PostgresObserver) -> None:
+    """As a block, a bare decorator or a called one, it closes every alias opened inside."""
+    assert way(lambda: (count("default", "other"), aliases())) == (0, ["default", "other"])
+    assert aliases() == []
+    assert not postgres.left("app")
+    assert not postgres.left("other")
+
+
+@WAYS
+def test_exceptions_pass_through(way: Callable[..., Any], postgres: PostgresObserver) -> None:
+    """An exception of the body, an interruption too, passes through, and everything is closed."""
+    for error in (LookupError("of the body"), KeyboardInterrupt(), SystemExit(3)):
+
+        def body(error: BaseException = error) -> None:
+            count()
+            raise error
+
+        with pytest.raises(type(error)) as raised:
+            way(body)
+        assert raised.value is error
+        assert aliases() == []
+    assert not postgres.left()
+
+
+@pytest.mark.parametrize("dirty", [raw_begin, autocommit_off, open_pipeline, unbalanced_atomic])
+@at_all_ages
+def test_dirty(
+    dirty: Callable[[], object], postgres: PostgresObserver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left in a transaction is closed, with a warning, and the next use starts afresh."""
+    with connection_scope():
+        kept = dirty()  # or the pipeline would end with its context manager
+        assert aliases() == ["default"]
+    assert aliases() == []
+    assert not postgres.left()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert count() == 0
+    assert connection.get_autocommit()
+    del kept
+
+
+@at_all_ages
+def test_open_before_is_untouched(postgres: PostgresObserver) -> None:
+    """A connection that was open when the scope began is the same one after it."""
+    count()
+    mine, before = connection.connection, postgres.backends()
+    with connection_scope():
+        count("default", "other")
+    assert connection.connection is mine
+    assert postgres.backends() == before
+    assert not postgres.left("other")
+
+
+def test_open_before_in_atomic_is_untouched() -> None:
+    """So is its transaction, whatever is done to it inside."""
+    with transaction.atomic():
+        Entry.objects.create(name="before")
+        with connection_scope():
+            Entry.objects.create(name="inside")
+            with transaction.atomic(using="other"):
+                Entry.objects.using("other").create(name="inside")
+        assert connection.in_atomic_block
+        assert aliases() == ["default"]
+        transaction.set_rollback(True)
+    assert Entry.objects.count() == 0
+    assert Entry.objects.using("other").count() == 1
+
+
+def test_atomic_inside_is_committed() -> None:
+    """A transaction that ends inside the scope has ended as it should."""
+
+    @connection_scope
+    @transaction.atomic
+    def write() -> None:
+        Entry.objects.create(name="inside")
+
+    write()
+    assert Entry.objects.count() == 1
+
+
+@at_all_ages
+def test_reopened_inside_is_closed(postgres: PostgresObserver) -> None:
+    """A connection that was open before, closed inside and opened anew belongs to the scope."""
+    count()
+    with connection_scope():
+        connection.close()
+        count()
+        assert aliases() == ["default"]
+    assert aliases() == []
+    assert not postgres.left()
+
+
+@at_all_ages
+def test_nested() -> None:
+    """The inner scope closes what was opened since it began, the outer one the rest."""
+    with connection_scope():
+        count("default")
+        with connection_scope():
+            count("default", "other")
+            assert aliases() == ["default", "other"]
+        assert aliases() == ["default"]
+        count("other")
+    assert aliases() == []
+
+
+def test_recursive() -> None:
+    """A decorated function may call itself."""
+
+    @connection_scope
+    def recurse(depth: int) -> int:
+        found = count("other" if depth % 2 else "default")
+        return found + (recurse(depth - 1) if depth else 0)
+
+    assert recurse(5) == 0
+    assert aliases() == []
+
+
+def test_keeps_the_functions_face() -> None:
+    """A decorated function keeps its name, its arguments and its result."""
+
+    @connection_scope
+    def add(first: int, *, second: int) -> int:
+        """Add."""
+        return first + second
+
+    assert add(1, second=2) == 3
+    assert (add.__name__, add.__doc__) == ("add", "Add.")
+
+
+def test_new_wrappers_after_it() -> None:
+    """Flags and hooks that the body left on a wrapper that it opened are gone with it."""
+    with connection_scope():
+        connection.force_debug_cursor = True
+        connection.execute_wrappers.append(lambda execute, *args: execute(*args))
+        count()
+    assert connection.force_debug_cursor is False
+    assert connection.execute_wrappers == []
+
+
+WORKERS = 8
+
+
+@at_all_ages
+def test_plain_threads(postgres: PostgresObserver) -> None:
+    """Plain threads, all holding a connection at once, leave none, without the guard."""
+    barrier = threading.Barrier(WORKERS, action=lambda: held.extend(all_connections()))
+    held: list[object] = []
+
+    @connection_scope
+    def body() -> None:
+        count()
+        barrier.wait(10)
+
+    threads = [threading.Thread(target=body) for _ in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(held) == WORKERS
+    assert aliases() == []
+    assert not postgres.left()
+
+
+@at_all_ages
+def test_standard_pool(postgres: PostgresObserver) -> None:
+    """A standard pool whose threads live on holds nothing when its results are there."""
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        for future in [pool.submit(connection_scope(count), "default", "other") for _ in range(40)]:
+            assert future.result(20) == 0
+        assert aliases() == []
+        assert not postgres.left("app")
+        assert not postgres.left("other")
+
+
+def test_inside_a_library_pools_worker_that_is_reused(postgres: PostgresObserver) -> None:
+    """A thread's later scopes know nothing of its earlier ones."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for _ in range(5):
+            pids = pool.submit(connection_scope(lambda: (count(), postgres.backends())[1])).result(10)
+            assert len(pids) == 1
+            assert not postgres.left()
+
+
+async def coroutine_function() -> None: ...
+
+
+async def asynchronous_generator_function() -> AsyncIterator[None]:
+    yield
+
+
+def generator_function() -> Iterator[None]:
+    yield
+
+
+class AsyncCallable:
+    async def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("unfit", "named"),
+    [
+        (coroutine_function, "coroutine function coroutine_function"),
+        (
+            asynchronous_generator_function,
+            "asynchronous generator function asynchronous_generator_function",
+        ),
+        (generator_function, "generator function generator_function"),
+        (42, "not 42"),
+        ("default", "not 'default'"),
+        (functools.partial(coroutine_function), "coroutine_function"),
+        (AsyncCallable(), "AsyncCallable"),
+    ],
+)
+@pytest.mark.parametrize("decorator", [connection_scope, lambda fn: connection_scope()(fn)])
+def test_unfit_objects(unfit: Any, named: str, decorator: Callable[[Any], Any]) -> None:
+    """What it cannot bound, or cannot call, is refused at once by a message that names it."""
+    with pytest.raises(TypeError, match=named):
+        decorator(unfit)
+
+
+def test_under_a_running_loop() -> None:
+    """Entered where an event loop runs, it says so; in the function given to a thread it works."""
+
+    async def main() -> int:
+        with pytest.raises(SynchronousOnlyOperation, match="connection_scope"):
+            connection_scope().__enter__()
+        with pytest.raises(SynchronousOnlyOperation, match="connection_scope"):
+            connection_scope(count)()
+        return await asyncio.to_thread(connection_scope(count))
+
+    assert asyncio.run(main()) == 0
+    assert aliases() == []
+
+
+def test_imports_and_opens_nothing() -> None:
+    """A scope in which nothing happens opens nothing and makes no wrapper."""
+    connections.close_all()
+
+    def body() -> list[str]:
+        with connection_scope():
+            pass
+        return [wrapper.alias for wrapper in connections.all(initialized_only=True)]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(body).result(10) == []

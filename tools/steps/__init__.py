@@ -1,0 +1,1 @@
+"""The steps behind `tools/project.py`; the standard library only."""

@@ -1,0 +1,167 @@
+"""The targets themselves: demo, test, docs, clean."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from . import pythons
+from .checks import Outcome, Result, missing, run_check, run_pytest, run_shown, summarize
+from .environments import (
+    ROOT,
+    Environment,
+    Trouble,
+    last_line,
+    mariadb_is_missing,
+    run_quietly,
+    say,
+)
+
+OLDEST_DJANGO = "django~=5.2.0"
+NEWEST_DJANGO = "django~=6.1.0"
+NEWEST_PYTHON = "3.13"
+
+RUBBISH = [
+    *(".venv*", "build", "dist", "docs/_build", "src/*.egg-info", ".coverage", ".coverage.*", "htmlcov"),
+    *(".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
+    *(f"{folder}/**/__pycache__" for folder in ("src", "tests", "demo", "tools", "docs")),
+]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the target that the command line names."""
+    targets: dict[str, Callable[[Sequence[str]], int]] = {
+        "demo": demo,
+        "test": test,
+        "docs": docs,
+        "clean": clean,
+    }
+    if not arguments or arguments[0] not in targets:
+        say(f"usage: python3 tools/project.py {'|'.join(targets)}")
+        return 2
+    try:
+        return targets[arguments[0]](arguments[1:])
+    except Trouble as trouble:
+        print(trouble, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Run the experiment; what follows is passed on to it."""
+    environment = default_environment()
+    environment.install(["demo"], server_given=bool(os.environ.get("DATABASE_URL")))
+    experiment = ROOT / "demo" / "experiment.py"
+    os.execv(environment.python, [str(environment.python), str(experiment), *arguments])
+
+
+def docs(arguments: Sequence[str]) -> int:
+    """Build the documentation afresh."""
+    environment = default_environment()
+    environment.install(["docs"])
+    shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
+    return 0 if run_shown("docs", sphinx(environment)) else 1
+
+
+def clean(arguments: Sequence[str]) -> int:
+    """Remove what the targets made."""
+    for pattern in RUBBISH:
+        for path in ROOT.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    return 0
+
+
+def test(arguments: Sequence[str]) -> int:
+    """Run every check, also after one that failed, and say at the end how each ended."""
+    chosen, for_pytest = parse(arguments)
+    required = bool(os.environ.get("REQUIRE_ALL_SERVERS"))
+    results: list[Result] = []
+    environment = default_environment()
+    environment.install(["test", "lint", "docs"])
+    for name, command in static_checks(environment).items():
+        if name in chosen:
+            if name == "docs":
+                shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
+            results.append(run_check(name, command))
+    if "pytest" in chosen:
+        results += mariadb(environment, required=required)
+        results += pytest_with_coverage(environment, for_pytest)
+    if f"pytest-{NEWEST_PYTHON}" in chosen:
+        results += pytest_on_newest(for_pytest, required=required)
+    return 0 if summarize(results) else 1
+
+
+def parse(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Which checks to run, and what to pass on to pytest."""
+    names = [*static_checks(default_environment()), "pytest", f"pytest-{NEWEST_PYTHON}"]
+    parser = argparse.ArgumentParser(
+        prog="project.py test", usage="%(prog)s [--only CHECK]... [-- PYTEST_ARGUMENTS]"
+    )
+    parser.add_argument("--only", action="append", choices=names, metavar="CHECK")
+    parser.add_argument("pytest", nargs="*")
+    parsed = parser.parse_args(arguments)
+    return parsed.only or names, parsed.pytest
+
+
+def default_environment() -> Environment:
+    return Environment(".venv", sys.executable, OLDEST_DJANGO)
+
+
+def static_checks(environment: Environment) -> dict[str, Sequence[str | Path]]:
+    python = environment.python
+    return {
+        "ruff": [python, "-m", "ruff", "check", "."],
+        "format": [python, "-m", "ruff", "format", "--check", "."],
+        "mypy": [python, "-m", "mypy"],
+        "imports": [python.with_name("lint-imports")],
+        "docs": sphinx(environment),
+    }
+
+
+def sphinx(environment: Environment) -> Sequence[str | Path]:
+    options = ["-q", "-W", "--keep-going", "-b", "html"]
+    return [environment.python, "-m", "sphinx", *options, "docs", "docs/_build"]
+
+
+def mariadb(environment: Environment, *, required: bool) -> Iterable[Result]:
+    """Install MariaDB's driver where it can be; the tests start the server themselves."""
+    why = mariadb_is_missing() or environment.try_install("mariadb")
+    name = f"MariaDB ({environment.folder.name})"
+    return [missing(name, why, required=required)] if why else []
+
+
+def pytest_with_coverage(environment: Environment, arguments: Sequence[str]) -> Iterable[Result]:
+    coverage = [str(environment.python), "-m", "coverage"]
+    run_quietly([*coverage, "erase"])
+    yield pytest("pytest", [*coverage, "run", "-m", "pytest"], arguments)
+    if arguments:
+        yield Result("coverage", Outcome.NOT_RUN, "only some tests were asked for")
+        return
+    if problem := run_quietly([*coverage, "combine", "-q"]):  # one file a process
+        yield Result("coverage", Outcome.FAILED, last_line(problem), failed=1)
+        return
+    yield run_check("coverage", [*coverage, "report"])
+
+
+def pytest_on_newest(arguments: Sequence[str], *, required: bool) -> Iterable[Result]:
+    name = f"pytest-{NEWEST_PYTHON}"
+    python = pythons.find_python((NEWEST_PYTHON,))
+    if python is None:
+        yield missing(name, f"Python {NEWEST_PYTHON} is not on this machine", required=False)
+        return
+    environment = Environment(f".venv-{NEWEST_PYTHON}", python, NEWEST_DJANGO)
+    environment.install(["test"])
+    yield from mariadb(environment, required=required)
+    yield pytest(name, [environment.python, "-m", "pytest"], arguments)
+
+
+def pytest(name: str, command: Sequence[str | Path], arguments: Sequence[str]) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        return run_pytest(name, [*command, *arguments], Path(folder, "report.xml"))

@@ -1,0 +1,3 @@
+"""What django-stubs' plugin asks for."""
+
+SECRET_KEY = "of the type checker"
