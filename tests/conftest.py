@@ -92,6 +92,7 @@ def nothing_is_left(postgres: PostgresObserver) -> Iterator[None]:
     for alias in connections:
         Entry.objects.using(alias).all().delete()
     connections.close_all()
+    assert not postgres.left("app")  # the server has noticed, so that a test may count from zero
     yield
     connections.close_all()
     assert wait_until(all_connections, lambda found: not found) == ()

@@ -103,7 +103,8 @@ def test_worker_whose_initializer_raises(
     pool = ThreadPoolExecutor(1, "forgotten", initializer)
     assert isinstance(pool.submit(count).exception(10), concurrent.futures.BrokenExecutor)
     assert not wait_until(workers, lambda found: not found)
-    assert all_connections() == ()
+    # A thread leaves threading's books a moment before its own values are dropped.
+    assert not wait_until(all_connections, lambda found: not found)
     assert not postgres.left()
     assert [record.name for record in caplog.records] == ["concurrent.futures"]
 
