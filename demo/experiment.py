@@ -1,6 +1,6 @@
 """The experiment: three kinds of thread pool, the same ORM jobs, and PostgreSQL's count of connections.
 
-    python demo/experiment.py [--quick] [--no-gc] [--svg PATH] [--json PATH]
+    python demo/experiment.py [--quick] [--no-gc] [--svg PATH] [--json PATH] [--readme PATH]
 
 Without DATABASE_URL it starts a PostgreSQL of its own. Everything that it makes, it removes.
 """
@@ -36,6 +36,7 @@ def main() -> int:
                 collector=not options.no_gc,
                 svg=options.svg,
                 json=options.json,
+                readme=options.readme,
             )
         except runner.FORESEEN as error:
             print(f"experiment: {error}", file=sys.stderr)
@@ -62,6 +63,9 @@ def parse() -> argparse.Namespace:
         help="where to draw the picture (default: beside this script)",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument(
+        "--readme", type=Path, metavar="PATH", help="a Markdown file whose table to write anew"
+    )
     return parser.parse_args()
 
 

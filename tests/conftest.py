@@ -12,7 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from private_servers import MissingServer, start_mariadb, start_postgres
+from private_servers import MissingServer, ServerFailed, start_mariadb, start_postgres
+from steps.stopping import stop_on_signals
 
 from .observers import MariaDBObserver, PostgresObserver
 from .waiting import wait_until
@@ -23,6 +24,7 @@ _not_run: list[str] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the servers before Django reads its settings, and make the tables."""
+    stop_on_signals()
     folder = _running.enter_context(tempfile.TemporaryDirectory())
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     os.environ["TEST_SQLITE_FILE"] = str(Path(folder, "app.sqlite3"))
@@ -35,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         import MySQLdb  # noqa: F401
 
         os.environ["TEST_MARIADB_URL"] = _running.enter_context(start_mariadb()).url
-    except (ImportError, MissingServer) as missing:
+    except (ImportError, MissingServer, ServerFailed) as missing:
         if os.environ.get("REQUIRE_ALL_SERVERS"):
             raise
         _not_run.append(f"MariaDB: {missing}")
@@ -44,19 +46,23 @@ def pytest_configure(config: pytest.Config) -> None:
     from django.db import connections
 
     django.setup()
+    _running.callback(_close_connections)
     for alias in connections:
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
     connections.close_all()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    _running.close()
+
+
+def _close_connections() -> None:
     from django.db import connections
 
     for connection in connections.all(initialized_only=True):
         connection.close()
         if connection.alias == "pooled":
             connection.close_pool()
-    _running.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -196,13 +196,55 @@ def test_keeps_the_functions_face() -> None:
 
 
 def test_new_wrappers_after_it() -> None:
-    """Flags and hooks that the body left on a wrapper that it opened are gone with it."""
+    """Flags and hooks that the body left on a wrapper that it made are gone; older wrappers stay."""
+    connection.close()
+    del connections["default"]
     with connection_scope():
         connection.force_debug_cursor = True
         connection.execute_wrappers.append(lambda execute, *args: execute(*args))
         count()
     assert connection.force_debug_cursor is False
     assert connection.execute_wrappers == []
+
+
+def test_older_wrappers_after_it() -> None:
+    """A wrapper that was made before the scope keeps its hooks, although it connected inside."""
+    connection.close()
+    with connection.execute_wrapper(lambda execute, *args: execute(*args)):
+        with connection_scope():
+            count()
+        assert len(connection.execute_wrappers) == 1
+
+
+def test_entered_again_and_by_others() -> None:
+    """One scope may be entered again inside itself, and by several threads at once."""
+    scope = connection_scope()
+    both = threading.Barrier(2)
+
+    def body() -> None:
+        with scope, scope:
+            count()
+            both.wait(10)
+
+    threads = [threading.Thread(target=body) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert aliases() == []
+
+
+def test_left_in_another_thread() -> None:
+    """A scope that is left where it was not entered says so, and touches nothing there."""
+    scope = connection_scope()
+    thread = threading.Thread(target=scope.__enter__)
+    thread.start()
+    thread.join(10)
+    with transaction.atomic():
+        Entry.objects.create(name="of the caller")
+        with pytest.raises(RuntimeError, match="not entered"):
+            scope.__exit__(None, None, None)
+    assert Entry.objects.count() == 1
 
 
 WORKERS = 8

@@ -101,6 +101,6 @@ def test_tutorial(project: Project) -> None:
     *own_thread, app = blocks[change + 1 :]
     for block in own_thread:
         project.do(*block)
-    assert project.ask("/rebuild/", "/open/")["all_connections()"] == 0
+    assert project.ask("/rebuild/", "/open/") == {"connections.all()": 1, "all_connections()": 0}
     project.do(*app)
     assert project.ask(*reports, "/rebuild/", "/open/")["all_connections()"] == 0

@@ -261,3 +261,19 @@ def test_an_own_connection_is_closed_though_a_lent_one_took_its_place(
     assert backend_pid() == pid
     connection.close()
     assert not postgres.left()
+
+
+def test_called_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `submit` in the standard class's place that calls at once touches nothing of the caller."""
+
+    def at_once(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", at_once)
+    with transaction.atomic():
+        Entry.objects.create(name="of the caller")
+        assert ThreadPoolExecutor(1).submit(Entry.objects.count).result(10) == 1
+        assert connection.in_atomic_block
+    assert Entry.objects.count() == 1

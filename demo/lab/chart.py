@@ -20,7 +20,7 @@ def chart(runs: Sequence[Run], limit: int, terminal: Terminal) -> str:
     variants = [run.variant for run in rows[0]]
     width = (terminal.width - AXIS + GAP) // len(variants) - GAP
     highest = top(runs, limit)
-    titles = "".join(f"{variant.short_title:<{width + GAP}}" for variant in variants)
+    titles = "".join(f"{variant.short_title[:width]:<{width + GAP}}" for variant in variants)
     lines = [terminal.bold(" " * AXIS + titles.rstrip())]
     for row in rows:
         way = row[0].way

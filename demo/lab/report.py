@@ -1,4 +1,4 @@
-"""The runs as tables and as JSON."""
+"""The runs as tables, as JSON, and as the README's table."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,25 @@ from .measure import Run
 from .terminal import Terminal
 from .workload import JOBS_PER_POOL, WORKERS
 
-COLUMNS = "{:<16}{:>7}{:>6}{:>9}{:>12}{:>13}{:>15}"
+COLUMNS = "{:<16}{:>6}{:>6}{:>9}{:>11}{:>13}{:>18}"
 HEAD = (
-    ("", "peak", "left", "seconds", "failures", "connections", "all_"),
-    ("", "", "", "", "", ".all()", "connections()"),
+    ("", "peak", "left", "seconds", "failures", "connections", "all_connections()"),
+    ("", "", "", "", "", ".all()", ""),
 )
+
+#: What the README's table stands between.
+MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
+MARKDOWN = """
+| `{command}`: pools of {workers} workers, {jobs} jobs each | | peak | left | seconds | failed jobs |
+|---|---|---:|---:|---:|---:|
+{lines}
+
+Connections as `pg_stat_activity` counts them, at most and at the end. The usual recipe is
+`connection.close()` after each task. Python {python}, Django {django}, and a PostgreSQL {postgresql}
+that allows {max_connections}. The numbers differ from run to run, those of the leaking ways most, as the
+garbage collector comes and goes; the zeros of django-executors do not.
+
+"""
 
 
 def tables(runs: Sequence[Run], terminal: Terminal) -> str:
@@ -27,7 +41,7 @@ def tables(runs: Sequence[Run], terminal: Terminal) -> str:
 def _table(runs: Sequence[Run], terminal: Terminal) -> Iterator[str]:
     yield terminal.bold(f"{runs[0].variant.title} ({WORKERS} workers, {JOBS_PER_POOL} jobs each)")
     for words in HEAD:
-        yield COLUMNS.format(*words)
+        yield COLUMNS.format(*words).rstrip()
     for run in runs:
         line = COLUMNS.format(
             run.way.title,
@@ -69,3 +83,23 @@ def as_json(runs: Sequence[Run], circumstances: dict[str, Any]) -> str:
         del record["samples"]
         records.append(record)
     return json.dumps(circumstances | {"runs": records}, indent=2) + "\n"
+
+
+def with_table(page: str, runs: Sequence[Run], circumstances: dict[str, Any]) -> str:
+    """Return `page`, a text in Markdown, with its table between the `MARKS` written anew."""
+    begin, end = MARKS
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    table = MARKDOWN.format(
+        **circumstances, workers=WORKERS, jobs=JOBS_PER_POOL, lines="\n".join(_rows(runs))
+    )
+    return before + begin + table + end + after
+
+
+def _rows(runs: Sequence[Run]) -> Iterator[str]:
+    variant = None
+    for run in runs:
+        title = run.variant.title if run.variant != variant else ""
+        variant = run.variant
+        failed = f"{run.failures} of {run.jobs}"
+        yield f"| {title} | {run.way.title} | {run.peak} | {run.left} | {run.seconds:.1f} | {failed} |"

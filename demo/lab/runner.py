@@ -28,7 +28,7 @@ SALES = 5_000
 FORESEEN = (UnusableServerError, LostChildError, MissingServer, ServerFailed)
 
 
-def run(*, quick: bool, collector: bool, svg: Path, json: Path | None) -> None:
+def run(*, quick: bool, collector: bool, svg: Path, json: Path | None, readme: Path | None) -> None:
     """Run the experiment and show it.
 
     Args:
@@ -36,11 +36,12 @@ def run(*, quick: bool, collector: bool, svg: Path, json: Path | None) -> None:
         collector: leave Python's cyclic garbage collector on.
         svg: where to draw the picture.
         json: where to write the numbers, if anywhere.
+        readme: the page whose table to write anew, if any.
     """
     terminal = Terminal.detect()
     with server_url() as server, own_database(server) as url, connect(url) as connection:
         circumstances: dict[str, Any] = {
-            "command": "python demo/experiment.py" + " --quick" * quick + " --no-gc" * (not collector),
+            "command": _command(" --quick" * quick + " --no-gc" * (not collector)),
             "python": platform.python_version(),
             "django": django.get_version(),
             "postgresql": _version(connection),
@@ -51,13 +52,16 @@ def run(*, quick: bool, collector: bool, svg: Path, json: Path | None) -> None:
         runs = _measure_all(url, connection, terminal, quick=quick, collector=collector)
     _show(runs, circumstances, terminal)
     small_print = (
-        "Made by `{command}` on Python {python}, Django {django}, PostgreSQL {postgresql}."
+        "Made by {command} on Python {python}, Django {django}, PostgreSQL {postgresql}."
     ).format_map(circumstances)
     _write(svg, picture(runs, circumstances["max_connections"], small_print))
     print(f"\nThe same as a picture: {svg}")
     if json:
         _write(json, report.as_json(runs, circumstances))
         print(f"The numbers: {json}")
+    if readme:
+        _write(readme, report.with_table(readme.read_text(encoding="utf-8"), runs, circumstances))
+        print(f"The table: {readme}")
 
 
 def _measure_all(
@@ -86,6 +90,10 @@ def _measure_all(
             print(f"  {way.title:<18} {run.seconds:4.1f} s, {run.left} connections left", flush=True)
             runs.append(run)
     return runs
+
+
+def _command(options: str) -> str:
+    return f'make demo ARGS="{options.strip()}"' if options else "make demo"
 
 
 def _prepare(url: str) -> dict[str, Decimal]:
@@ -117,6 +125,7 @@ def _version(connection: psycopg.Connection[Any]) -> str:
 def _show(runs: Sequence[Run], circumstances: dict[str, Any], terminal: Terminal) -> None:
     limit = circumstances["max_connections"]
     print(f"\n{report.tables(runs, terminal)}\n\n{report.verdict(runs)}")
+    print(*(f"{way.title}: {way.note}" for way in WAYS if way.note), sep="\n")
     print(f"The server allows {limit}. The experiment's own two connections are not counted.")
     print(f"\nConnections over time\n\n{chart(runs, limit, terminal)}")
 

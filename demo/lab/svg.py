@@ -14,7 +14,7 @@ GAP = 22
 HEAD = 108
 ROW = 122  # from one row of charts to the next
 HIGH = 84  # a chart
-FOOT = 28
+FOOT = 44
 
 
 def picture(runs: Sequence[Run], limit: int, small_print: str) -> str:
@@ -55,8 +55,13 @@ class _Picture:
             yield text(self._x(column), bottom + 17, "0", "faint")
             yield text(self._x(column) + self.wide, bottom + 17, seconds, "faint", anchor="end")
         yield text(self._x(0) + self.wide // 2, bottom + 17, "seconds", "faint", anchor="middle")
-        yield text(20, self.height - 20, small_print, "small")
+        yield text(20, self.height - 37, self._notes(), "small")
+        yield text(20, self.height - 18, small_print, "small")
         yield "</svg>"
+
+    def _notes(self) -> str:
+        ways = [row[0].way for row in self.rows]
+        return "; ".join(f"{way.title}: {way.note}" for way in ways if way.note)
 
     def _x(self, column: int) -> int:
         return LEFT + column * (self.wide + GAP)

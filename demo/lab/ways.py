@@ -27,15 +27,16 @@ class RecipeExecutor(concurrent.futures.ThreadPoolExecutor):
 
 @dataclass(frozen=True)
 class Way:
-    """One kind of pool, and what it is called in tables and pictures."""
+    """One kind of pool, what it is called in tables and pictures, and what the title does not say."""
 
     key: str
     title: str
     executor: type[concurrent.futures.ThreadPoolExecutor]
+    note: str = ""
 
 
 WAYS = (
     Way("standard", "standard pool", concurrent.futures.ThreadPoolExecutor),
-    Way("recipe", "usual recipe", RecipeExecutor),
+    Way("recipe", "usual recipe", RecipeExecutor, note="connection.close() after each task"),
     Way("ours", "django-executors", django_executors.ThreadPoolExecutor),
 )

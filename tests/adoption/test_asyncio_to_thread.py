@@ -1,7 +1,7 @@
 """`asyncio.to_thread` on the event loop's default executor, which nobody made and nobody closes.
 
 One line where the loop starts gives it an executor of ours. `sync_to_async(thread_sensitive=False)`
-and `run_in_executor(None, …)` use the same one.
+and `run_in_executor(None, …)` use the same one. Ordinary `sync_to_async` does not: there it is a scope.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import connections
 
-from django_executors import ThreadPoolExecutor, all_connections
+from django_executors import ThreadPoolExecutor, all_connections, connection_scope
 from tests.observers import PostgresObserver
 from tests.testapp.models import Entry
 
@@ -58,6 +59,21 @@ def test_other_users_of_the_default_executor(postgres: PostgresObserver) -> None
         assert await sync_to_async(count_entries, thread_sensitive=False)("first") == 0
         assert all_connections() == ()
         assert await loop.run_in_executor(None, count_entries, "second") == 0
+        assert all_connections() == ()
+        assert not postgres.left()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("collector_off", "conn_max_age")
+def test_ordinary_sync_to_async(postgres: PostgresObserver) -> None:
+    """In asgiref's own thread a function leaves its connection, and in a scope it leaves nothing."""
+
+    async def main() -> None:
+        assert await sync_to_async(count_entries)("first") == 0
+        assert len(postgres.backends()) == 1
+        await sync_to_async(connections.close_all)()
+        assert await sync_to_async(connection_scope(count_entries))("second") == 0
         assert all_connections() == ()
         assert not postgres.left()
 

@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from .environments import ROOT, say
+from .stopping import Stopped
 
-INTERRUPT_SECONDS = 10.0
+INTERRUPT_SECONDS = 30.0  # above the longest wait of a test
 
 
 class Outcome(StrEnum):
@@ -65,8 +66,10 @@ def run_shown(name: str, command: Sequence[str | Path]) -> bool:
     process = subprocess.Popen(command, cwd=ROOT, env=_environment())
     try:
         return process.wait() == 0
-    except KeyboardInterrupt:  # it got the Ctrl-C too: let it clean up
-        try:
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, Stopped):
+            process.send_signal(interrupt.args[0])
+        try:  # let it clean up
             process.wait(INTERRUPT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()

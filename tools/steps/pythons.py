@@ -29,7 +29,10 @@ def _candidates(version: str) -> "list[str]":
         roots.insert(0, Path(os.environ["PYENV_ROOT"]))
     for root in roots:
         pattern = "versions/" + version + "*/bin/python"
-        found += sorted(map(str, root.glob(pattern)), reverse=True)
+        try:
+            found += sorted(map(str, root.glob(pattern)), reverse=True)
+        except OSError:  # another user's
+            continue
     return found
 
 

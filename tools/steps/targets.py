@@ -1,4 +1,4 @@
-"""The targets themselves: demo, test, docs, clean."""
+"""The targets themselves: demo, test, bench, docs, clean."""
 
 import argparse
 import os
@@ -19,6 +19,7 @@ from .environments import (
     run_quietly,
     say,
 )
+from .stopping import Stopped, stop_on_signals
 
 OLDEST_DJANGO = "django~=5.2.0"
 NEWEST_DJANGO = "django~=6.1.0"
@@ -27,7 +28,9 @@ NEWEST_PYTHON = "3.13"
 RUBBISH = [
     *(".venv*", "build", "dist", "docs/_build", "src/*.egg-info", ".coverage", ".coverage.*", "htmlcov"),
     *(".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
-    *(f"{folder}/**/__pycache__" for folder in ("src", "tests", "demo", "tools", "docs")),
+    "demo/experiment.svg",
+    *(f"{folder}/**/__pycache__" for folder in ("src", "tests", "typing_tests")),
+    *(f"{folder}/**/__pycache__" for folder in ("demo", "benchmarks", "tools", "docs")),
 ]
 
 
@@ -36,17 +39,21 @@ def main(arguments: Sequence[str]) -> int:
     targets: dict[str, Callable[[Sequence[str]], int]] = {
         "demo": demo,
         "test": test,
+        "bench": bench,
         "docs": docs,
         "clean": clean,
     }
     if not arguments or arguments[0] not in targets:
         say(f"usage: python3 tools/project.py {'|'.join(targets)}")
         return 2
+    stop_on_signals()
     try:
         return targets[arguments[0]](arguments[1:])
     except Trouble as trouble:
         print(trouble, file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        return 128 + int(stopped.args[0])
     except KeyboardInterrupt:
         return 130
 
@@ -59,12 +66,25 @@ def demo(arguments: Sequence[str]) -> int:
     os.execv(environment.python, [str(environment.python), str(experiment), *arguments])
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Measure the speed beside the alternatives; what follows is passed on."""
+    environment = default_environment()
+    environment.install(["bench"])
+    if why := mariadb_is_missing() or environment.try_install("mariadb"):
+        say(f"without MariaDB: {why}")
+    run = ROOT / "benchmarks" / "run.py"
+    os.execv(environment.python, [str(environment.python), str(run), *arguments])
+
+
 def docs(arguments: Sequence[str]) -> int:
     """Build the documentation afresh."""
     environment = default_environment()
     environment.install(["docs"])
     shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
-    return 0 if run_shown("docs", sphinx(environment)) else 1
+    if not run_shown("docs", sphinx(environment)):
+        return 1
+    say("docs/_build/index.html")
+    return 0
 
 
 def clean(arguments: Sequence[str]) -> int:

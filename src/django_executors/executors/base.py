@@ -1,15 +1,16 @@
 """A task's life.
 
-submit ──► queue ──► run ──► release ──► resolve ──► callbacks ──► release ──► wait
-(caller)             └───────────────────── (worker) ──────────────────────────┘
+submit ──► queue ──► run ──► settle ──► resolve ──► callbacks ──► settle ──► wait or next
+(caller)             └───────────────────────── (worker) ────────────────────────────┘
 
 submit      the standard `submit`, given `run_task` with the task's function in front, so that
             whatever wraps the standard class (tracing, error reporting) sees each task
 run         the task's function, called with its arguments
-release     what the task opened is closed, however it ended: before anybody hears of its end
+settle      what the task opened is closed, however it ended, before anybody hears of its end; or
+            kept, if more tasks are queued than workers keep
 resolve     the future gets the result or the exception
 callbacks   done-callbacks run in the worker too, and may use the ORM; so may an initializer
-            before the first task: hence the second release, where the worker waits for work
+            before the first task: hence the second time, where the worker asks for work
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from django_executors.lifecycle import guard
 from django_executors.lifecycle.ledger import current_holder
-from django_executors.lifecycle.release import release
+
+from .workqueue import WorkQueue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,11 +37,15 @@ def begin_worker(initializer: Callable[..., object] | None, initargs: Sequence[A
         initializer(*initargs)
 
 
-def run_task(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+def run_task(queue: WorkQueue, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one task in the calling worker, and let go of what it opened before it resolves."""
     holder = current_holder()
-    release(holder)  # what the callbacks of the task before left, where more work was queued
-    holder.task, holder.unit = fn, 0
+    if holder.executor is None or holder.task is not None:
+        # Somebody has put a `submit` in the standard class's place that calls at once: in the
+        # caller's thread, on the caller's connections.
+        return fn(*args, **kwargs)
+    queue.begin(holder)
+    holder.task = fn
     interrupted = True
     try:
         result = fn(*args, **kwargs)
@@ -50,5 +56,6 @@ def run_task(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         interrupted = False
         return result
     finally:
-        release(holder, interrupted=interrupted)
-        holder.task = holder.unit = None
+        queue.settle(holder, interrupted=interrupted)
+        holder.task = None
+        holder.scopes.clear()

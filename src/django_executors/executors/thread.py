@@ -20,12 +20,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     `shutdown`, `with`, and a subclass, so that `wait`, `as_completed`, `asyncio.wrap_future`,
     `loop.run_in_executor` and `loop.set_default_executor` take it.
 
-    Tasks, their done-callbacks and the initializer run in the pool's worker threads, and each worker
-    has connections of its own, as any thread under Django has. What a task opened, on every alias, is
-    closed in its worker before its future resolves, however it ended. What an initializer or a
-    callback opened is closed before the worker waits; what is left when a worker ends, as it ends.
-    Connections that a worker did not open (the submitter's, a test's, one lent to the thread) are
-    never touched.
+    Tasks, the initializer, and done-callbacks that were added before the task ended run in the pool's
+    worker threads, and each worker has connections of its own, as any thread under Django has. When a
+    task ends, in whatever way, and no other is queued, what it opened on every alias is closed in its
+    worker before its future resolves. While more tasks are queued than workers keep connections, a
+    worker may keep its own for the next task, which gets a fresh session on it (CONN_MAX_AGE = 0) or
+    the same one until its max age. What an initializer or a callback opened is let go before the
+    worker waits; what is left when a worker ends, as it ends. Connections that a worker did not open
+    (the submitter's, a test's, one lent to the thread) are never touched.
 
     Args:
         max_workers: the most threads at once; default `min(32, cpus + 4)`.
@@ -33,10 +35,13 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         initializer: called in each worker before its first task. If it raises, pending futures get
             `BrokenThreadPool`.
         initargs: its arguments.
+        conn_max_idle: for how many seconds a worker may keep its connections while it waits for work;
+            never beyond their max age. When you would want it: tasks come one at a time, and
+            connecting takes longer than they do. Default 0.0: an idle worker holds nothing.
 
     Raises:
-        ValueError: max_workers is not greater than 0.
-        TypeError: initializer is not callable, or max_workers is no number.
+        ValueError: max_workers is not greater than 0, or conn_max_idle is below 0.
+        TypeError: initializer is not callable, or max_workers or conn_max_idle is no number.
     """
 
     def __init__(
@@ -45,11 +50,17 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         thread_name_prefix: str = "",
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        *,
+        conn_max_idle: float = 0.0,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         super().__init__(max_workers, thread_name_prefix, begin_worker, (initializer, initargs))
-        self._work_queue = WorkQueue()
+        if isinstance(conn_max_idle, bool) or not isinstance(conn_max_idle, (int, float)):
+            raise TypeError(f"conn_max_idle must be a number of seconds, not {conn_max_idle!r}")
+        if not conn_max_idle >= 0:
+            raise ValueError(f"conn_max_idle must be 0 or more seconds, not {conn_max_idle!r}")
+        self._queue = self._work_queue = WorkQueue(conn_max_idle)
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -60,4 +71,4 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             RuntimeError: after `shutdown`, or while the interpreter exits.
             BrokenThreadPool: an initializer failed.
         """
-        return super().submit(run_task, fn, *args, **kwargs)
+        return super().submit(run_task, self._queue, fn, *args, **kwargs)

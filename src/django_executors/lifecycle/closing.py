@@ -7,10 +7,10 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .inspection import is_open, is_pooled, why_dirty
+from .inspection import is_open, is_pooled
 
 
-def close_for_good(wrapper: BaseDatabaseWrapper, *, dirty: bool = False) -> BaseException | None:
+def close_for_good(wrapper: BaseDatabaseWrapper, *, dirty: bool) -> BaseException | None:
     """Close what this wrapper holds, in the thread that owns it, and return what went wrong.
 
     A connection of Django's pool goes back to the pool, closed first if it is dirty, so that the
@@ -19,7 +19,6 @@ def close_for_good(wrapper: BaseDatabaseWrapper, *, dirty: bool = False) -> Base
     """
     driver: Any = wrapper.connection
     try:
-        dirty = dirty or why_dirty(wrapper) is not None
         if dirty and is_pooled(wrapper) and driver is not None:
             # Not close(): a pool with close_returns takes that for «put it back».
             driver.pgconn.finish()

@@ -14,10 +14,12 @@ import threading
 from collections import deque
 
 from . import ledger
-from .inspection import is_open
+from .inspection import is_open, why_dirty
 
 #: What went wrong at the ends of threads, for a living one to log: (alias, thread name, error).
 failures: deque[tuple[str, str, BaseException]] = deque(maxlen=100)
+
+os.register_at_fork(after_in_child=failures.clear)
 
 _local = threading.local()
 
@@ -44,8 +46,10 @@ class _ThreadEnd:
             for entry in holder.copied():
                 wrapper = entry.wrapper()
                 # A wrapper lent to other threads is their lender's to close.
-                if wrapper is not None and is_open(wrapper) and not wrapper.allow_thread_sharing:
-                    error = entry.close(wrapper)
+                if wrapper is not None and entry.holds(wrapper) and not wrapper.allow_thread_sharing:
+                    error = entry.close(wrapper, dirty=why_dirty(wrapper) is not None)
+                    if is_open(wrapper):  # SQLite in memory, which Django never closes
+                        error = entry.close(wrapper, dirty=True)
                     if error is not None:
                         failures.append((entry.alias, holder.thread_name, error))
         except BaseException:  # noqa: BLE001 - the interpreter is being taken apart

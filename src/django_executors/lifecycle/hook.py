@@ -15,9 +15,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from .closing import close_for_good
+from . import keeping, ledger, sessions
 from .inspection import is_open
 from .ledger import Entry, Holder, current_holder
+from .postgresql import PostgreSQLSessions
 
 
 def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
@@ -32,18 +33,23 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
         assert wrapper is not None
         before = wrapper.connection
         try:
+            if entry.kept is not None and (
+                keeping.resume(entry, wrapper) or wrapper.connection is not None
+            ):
+                return  # the second is SQLite in memory, which close() leaves open
             django_class.connect(wrapper)
+            entry.note_open(wrapper)
         except BaseException:
             # The socket may be open while its role, time zone or search path is not yet set. Left
             # so, the next query would run on it as whoever logged in.
             if wrapper.connection is not None and wrapper.connection is not before:
-                close_for_good(wrapper, dirty=True)
+                entry.close(wrapper, dirty=True)
             raise
-        entry.note_open(wrapper)
 
     def close() -> None:
         wrapper = reference()
         assert wrapper is not None
+        entry.unpark(wrapper)
         try:
             django_class.close(wrapper)
         finally:
@@ -70,12 +76,18 @@ def _install() -> None:
 
     def create_connection(alias: str) -> BaseDatabaseWrapper:
         wrapper = django_create(alias)
-        _watch(wrapper, current_holder())
+        holder = current_holder()
+        entry = _watch(wrapper, holder)
+        if ledger.on_open is not None:
+            ledger.on_open(holder)  # another thread, to which it is lent, may be the one that connects
+        if holder.executor is not None:
+            entry.made = sessions.wrapper_state(wrapper)
         return wrapper
 
     # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.
     vars(connections)["create_connection"] = create_connection
     connection_created.connect(_adopt, dispatch_uid="django_executors.hook")
+    sessions.register(PostgreSQLSessions())
 
 
 _install()

@@ -59,6 +59,8 @@ def open_transaction(wrapper: BaseDatabaseWrapper) -> str | None:
 def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:
     """Say what would be lost by closing now, or may be, where the driver cannot tell; or None."""
     transaction = open_transaction(wrapper)
+    if transaction == _TRANSACTION_STATES["UNKNOWN"]:
+        return None
     if transaction is None and wrapper.vendor == "mysql" and not wrapper.autocommit:
         return "autocommit off"
     return transaction
@@ -73,8 +75,12 @@ def why_dirty(wrapper: BaseDatabaseWrapper) -> str | None:
             return None
         if wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
             return "autocommit changed"
-        if getattr(getattr(wrapper.connection, "info", None), "pipeline_status", 0):
+        driver: Any = wrapper.connection
+        if getattr(getattr(driver, "info", None), "pipeline_status", 0):
             return "an open pipeline"
+        # psycopg's, held by a generator that somebody has suspended: the next query would wait for it.
+        if wrapper.vendor == "postgresql" and hasattr(driver, "lock") and driver.lock.locked():
+            return "a generator in progress"
     except Exception:  # noqa: BLE001 - a driver that cannot tell
         return "an unknown state"
     return None

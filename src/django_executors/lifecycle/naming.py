@@ -13,6 +13,13 @@ def task_name(fn: Callable[..., Any]) -> str:
 
     A partial is called by what it wraps, and `asyncio.to_thread`'s `Context.run` by what that runs.
     """
+    try:
+        return _name(fn)
+    except Exception:  # noqa: BLE001 - a proxy that raises whatever it is asked
+        return type(fn).__qualname__
+
+
+def _name(fn: Callable[..., Any]) -> str:
     while isinstance(fn, functools.partial):
         runs_in_context = isinstance(getattr(fn.func, "__self__", None), contextvars.Context)
         fn = fn.args[0] if runs_in_context and fn.args else fn.func

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils.connection import ConnectionDoesNotExist
 
-from . import guard
+from . import guard, keeping
 from .inspection import is_open, why_dirty
 from .ledger import Entry, Holder
 from .naming import task_name
@@ -21,58 +20,101 @@ logger = logging.getLogger(__name__)
 _Amiss = tuple[str, str, BaseException | None]
 
 
-def release(holder: Holder, *, interrupted: bool = False) -> None:
-    """Close all that the calling worker opened, and drop all wrappers that it made.
+def release(holder: Holder, *, keep: bool = False, interrupted: bool = False) -> None:
+    """Close all that the calling worker opened, or keep it, and drop wrappers that were changed.
 
     Whatever comes next makes new ones: hooks, tenants and flags left on the old do not come back.
 
     Args:
+        keep: there is more to do for this worker: what may be kept for it is kept.
         interrupted: the task ended by an exception that is no `Exception`, so that a query of which
             Django knows nothing may be under way.
     """
-    if holder.entries or guard.failures:
-        _release(holder, holder.copied(), interrupted=interrupted)
+    if not holder.entries and not guard.failures:
+        return
+    if _release(holder, holder.copied(), keep=keep, interrupted=interrupted):
         # A log handler of the project's may have used the ORM meanwhile.
-        _release(holder, holder.copied(), report=False)
+        _release(holder, holder.copied(), keep=keep, report=False)
 
 
-def release_since(holder: Holder, serial: int, *, interrupted: bool = False) -> None:
-    """Close what the calling thread opened since this serial number was drawn."""
-    _release(holder, holder.opened_since(serial), interrupted=interrupted)
-    _release(holder, holder.opened_since(serial), report=False)
+def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
+    """Return until when the calling worker may keep what it holds without work; None: not at all."""
+    kept = [entry.kept for entry in holder.copied() if entry.kept is not None]
+    if not kept or conn_max_idle <= 0:
+        return None
+    return min(min(one.since + conn_max_idle, one.expires_at) for one in kept)
+
+
+def release_since(
+    holder: Holder, serial: int, *, interrupted: bool = False, keep_wrappers: bool = False
+) -> None:
+    """Close what the calling thread opened since this serial number was drawn.
+
+    Wrappers that are older stay, with the hooks and the tenant that they have.
+
+    Args:
+        keep_wrappers: the younger ones stay too.
+    """
+    born = float("inf") if keep_wrappers else serial
+    if _release(holder, holder.opened_since(serial), born=born, interrupted=interrupted):
+        _release(holder, holder.opened_since(serial), born=born, report=False)
 
 
 def _release(
-    holder: Holder, entries: Iterable[Entry], *, interrupted: bool = False, report: bool = True
-) -> None:
+    holder: Holder,
+    entries: Iterable[Entry],
+    *,
+    keep: bool = False,
+    born: float = 0,
+    interrupted: bool = False,
+    report: bool = True,
+) -> bool:
+    """Do it, and tell whether anything was logged.
+
+    Args:
+        born: wrappers that are younger are dropped, if anything was left on them.
+    """
     amiss: list[_Amiss] = []
     for entry in entries:
         wrapper = entry.wrapper()
         if wrapper is None:
             continue
+        if keep and keeping.keep(entry, wrapper, interrupted=interrupted):
+            continue
         reason = why_dirty(wrapper)
         if interrupted and reason is None and is_open(wrapper):
             reason = "an interruption"
-        error = entry.close(wrapper, dirty=reason is not None)
-        if not is_open(wrapper):
+        error = None
+        if reason is not None or entry.holds(wrapper):
+            error = entry.close(wrapper, dirty=reason is not None)
+        spoilt = reason is not None or error is not None
+        if not is_open(wrapper) and (spoilt or (entry.born > born and not _is_as_made(entry, wrapper))):
             _drop(entry, wrapper)
         if error is not None:
             amiss.append((entry.alias, "an error on closing", error))
         elif reason is not None:
             amiss.append((entry.alias, reason, None))
-    if report and (amiss or guard.failures):
-        with contextlib.suppress(Exception):  # a log handler of the project's, at the end of a task
-            _log(holder, amiss)
+    if not report or not (amiss or guard.failures):
+        return False
+    with contextlib.suppress(BaseException):  # a log handler of the project's, at the end of a task
+        _log(holder, amiss)
+    return True
+
+
+def _is_as_made(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether the next task may use this wrapper, closed as it is: a new one takes time."""
+    if entry.made is None or not entry.made.still_hold(wrapper):
+        return False
+    wrapper.queries_log.clear()
+    return True
 
 
 def _drop(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
     entry.forget(wrapper)
-    try:
+    # The alias may have left the settings: then it fails, and there is nothing to drop.
+    with contextlib.suppress(Exception):
         if connections[wrapper.alias] is wrapper:
             del connections[wrapper.alias]
-    except ConnectionDoesNotExist:
-        # The alias has left the settings, and this wrapper was never registered under it.
-        pass
 
 
 def _log(holder: Holder, amiss: list[_Amiss]) -> None:

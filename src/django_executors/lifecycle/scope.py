@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import ParamSpec, TypeVar, overload
 
 from django.db.transaction import TransactionManagementError
@@ -20,20 +20,16 @@ R = TypeVar("R")
 
 
 class ConnectionScope:
-    """What `connection_scope()` returns. One scope may be entered once at a time."""
+    """What `connection_scope()` returns. It may be entered again and again, and by several threads."""
 
-    __slots__ = ("_outermost", "_start")
+    __slots__ = ()
 
     @async_unsafe(
         "connection_scope cannot be entered while an event loop runs in this thread: the ORM would "
         "refuse to work in it. Use it in the function that you give to sync_to_async."
     )
     def __enter__(self) -> None:
-        holder = current_holder()
-        self._start = next_serial()
-        self._outermost = holder.unit is None
-        if self._outermost:
-            holder.unit = self._start
+        current_holder().scopes.append((self, next_serial()))
 
     def __exit__(
         self,
@@ -42,10 +38,13 @@ class ConnectionScope:
         traceback: TracebackType | None,
     ) -> None:
         holder = current_holder()
-        if self._outermost:
-            holder.unit = None
-        interrupted = exc is not None and not isinstance(exc, Exception)
-        release_since(holder, self._start, interrupted=interrupted)
+        for place in reversed(range(len(holder.scopes))):
+            if holder.scopes[place][0] is self:
+                _, start = holder.scopes.pop(place)
+                interrupted = not isinstance(exc, (Exception, GeneratorExit, NoneType))
+                release_since(holder, start, interrupted=interrupted)
+                return
+        raise RuntimeError("a connection_scope was left where it was not entered: nothing is closed")
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         return connection_scope(fn)
@@ -80,6 +79,8 @@ def connection_scope(fn: Callable[P, R] | None = None, /) -> ConnectionScope | C
         TypeError: the decorated object is not callable, or is a coroutine or generator function,
             whose body would run after the scope's end.
         SynchronousOnlyOperation: entered while an event loop runs in this thread.
+        RuntimeError: left in another thread, or in another task, than it was entered in, as a
+            suspended generator may be.
     """
     if fn is None:
         return ConnectionScope()
@@ -115,9 +116,10 @@ def release_connections() -> None:
 
     Call it in a task, or inside a `connection_scope`, before a long computation or a call to a slow
     service. It closes what the calling thread has opened since the task (or the outermost scope)
-    began; the next query simply opens a new one. Outside both it does nothing, so that a function
-    may be called from a task and from a view: a view's connection is Django's to close. Connections
-    that were lent to the thread are left to their lender.
+    began, and what its worker had kept for the task; the next query simply opens a new one. Outside
+    both it does nothing, so that a function may be called from a task and from a view: a view's
+    connection is Django's to close. Connections that were lent to the thread are left to their
+    lender.
 
     Raises:
         TransactionManagementError: inside `atomic`, or while a transaction begun by hand is open:
@@ -134,4 +136,4 @@ def release_connections() -> None:
                 f"release_connections() cannot be called with {transaction} on the connection "
                 f"{wrapper.alias!r}: what is not committed would be lost"
             )
-    release_since(holder, holder.unit)
+    release_since(holder, holder.unit, keep_wrappers=True)

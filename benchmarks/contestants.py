@@ -1,0 +1,115 @@
+"""The ways to run tasks in threads that are compared."""
+
+import concurrent.futures
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import close_old_connections, connection
+
+import django_executors
+
+Pool = concurrent.futures.ThreadPoolExecutor
+
+
+class RecipeExecutor(Pool):
+    """The standard pool with the usual recipes, around each task."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None],
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._before = before
+        self._after = after
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        def task() -> Any:
+            if self._before is not None:
+                self._before()
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._after()
+
+        return super().submit(task)
+
+
+def close_after(*arguments: Any, **options: Any) -> Pool:
+    # Looked up at each call: `connection` is whatever the thread's is.
+    return RecipeExecutor(*arguments, after=lambda: connection.close(), **options)
+
+
+def close_old(*arguments: Any, **options: Any) -> Pool:
+    return RecipeExecutor(
+        *arguments, before=close_old_connections, after=close_old_connections, **options
+    )
+
+
+def django_thread(*arguments: Any, **options: Any) -> Pool:
+    import django_thread
+
+    pool: Pool = django_thread.ThreadPoolExecutor(*arguments, **options)
+    return pool
+
+
+def ours_idle(*arguments: Any, **options: Any) -> Pool:
+    return django_executors.ThreadPoolExecutor(*arguments, conn_max_idle=5.0, **options)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way.
+
+    Attributes:
+        key: its name on the command line.
+        title: its name in tables and pictures.
+        make: makes the pool; takes what the standard pool's constructor takes.
+        colour: the name of its colour in `drawing`.
+        conn_max_age: the setting CONN_MAX_AGE that it runs with.
+        one_at_a_time: makes no difference, and is left out, where tasks are always queued.
+    """
+
+    key: str
+    title: str
+    make: Callable[..., Pool]
+    colour: str
+    conn_max_age: int = 0
+    one_at_a_time: bool = False
+
+
+LEAKING = Contestant("leaks", "standard pool, leaking", Pool, "standard")
+CLOSING = Contestant("close", "connection.close() after", close_after, "recipe")
+OURS = Contestant("ours", "django-executors", django_executors.ThreadPoolExecutor, "ours")
+OURS_60 = Contestant("ours-60", "django-executors, 60", django_executors.ThreadPoolExecutor, "ours", 60)
+OURS_IDLE_60 = Contestant(
+    "idle-60", "django-executors, idle 5, 60", ours_idle, "ours", 60, one_at_a_time=True
+)
+
+CONTESTANTS = (
+    LEAKING,
+    CLOSING,
+    Contestant("old", "close_old_connections", close_old, "recipe"),
+    Contestant("old-60", "close_old_connections, 60", close_old, "recipe", 60),
+    Contestant("thread", "django-thread", django_thread, "recipe"),
+    Contestant("thread-60", "django-thread, 60", django_thread, "recipe", 60),
+    OURS,
+    OURS_60,
+    Contestant("idle", "django-executors, idle 5", ours_idle, "ours"),
+    OURS_IDLE_60,
+)
+KEY_TO_TITLES = "60: with CONN_MAX_AGE = 60 instead of 0. idle 5: with conn_max_idle=5."
+
+
+def missing() -> dict[str, str]:
+    """What is not installed, by contestant, and the command that mends it."""
+    if importlib.util.find_spec("django_thread"):
+        return {}
+    why = "it is not installed: run `pip install django-thread`"
+    return {each.title: why for each in CONTESTANTS if each.make is django_thread}

@@ -1,0 +1,53 @@
+"""Ratios of what was measured in the same round, with their medians and spread."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .contestants import LEAKING, Contestant
+from .servers import Server
+from .workloads import Workload
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median, with the quartiles of the rounds around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Figure":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        digits = 1 if self.median >= 10 else 2
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Block:
+    """All that was measured of one workload on one server.
+
+    Attributes:
+        seconds: for each contestant the seconds that one task took, a number for each round.
+    """
+
+    server: Server
+    workload: Workload
+    seconds: dict[Contestant, list[float]]
+
+    def speed(self, contestant: Contestant, against: Contestant = LEAKING) -> Figure | None:
+        """How many times as fast as `against` it is; None if one of them was not measured."""
+        if not {contestant, against} <= self.seconds.keys():
+            return None
+        pairs = zip(self.seconds[against], self.seconds[contestant], strict=True)
+        return Figure.of([theirs / ours for theirs, ours in pairs])
+
+    def microseconds(self, contestant: Contestant = LEAKING) -> Figure:
+        """How long one task took, in all: the time of a run by the number of its tasks."""
+        return Figure.of([each * 1e6 for each in self.seconds[contestant]])

@@ -1,0 +1,101 @@
+"""What the tasks do, and what they must return."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import connection, models
+
+from .models import ROWS, Item, Note, name_of
+
+SLEEP = {"postgresql": "SELECT pg_sleep(0.01)", "mysql": "SELECT SLEEP(0.01)"}
+
+
+class WrongResultError(Exception):
+    """A task returned, or left in the database, what it must not."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of task.
+
+    Attributes:
+        task: called with the task's number.
+        right: what it must then return.
+        one_at_a_time: the next is submitted when the one before it has its result; else all are
+            queued at once.
+        vendors: of the databases that it runs on.
+        writes: it makes one Note with its number.
+    """
+
+    key: str
+    title: str
+    task: Callable[[int], object]
+    right: Callable[[int], object]
+    one_at_a_time: bool = False
+    vendors: tuple[str, ...] = ("postgresql", "mysql", "sqlite")
+    writes: bool = False
+
+    def check(self, results: list[object], extra: int) -> None:
+        """Check all results; `extra` tasks with the number 0 ran beside them.
+
+        Raises:
+            WrongResultError: one is wrong.
+        """
+        for number, result in enumerate(results):
+            if result != self.right(number):
+                raise WrongResultError(
+                    f"{self.title}: task={number} returned={result!r} right={self.right(number)!r}"
+                )
+        if self.writes:
+            rows = Note.objects.aggregate(count=models.Count("pk"), sum=models.Sum("number"))
+            right = {"count": len(results) + extra, "sum": sum(range(len(results)))}
+            if rows != right:
+                raise WrongResultError(f"{self.title}: rows={rows} right={right}")
+
+
+def same(number: int) -> int:
+    return number
+
+
+def item(number: int) -> int:
+    """The primary key that the task with this number reads."""
+    return number % ROWS + 1
+
+
+def queries(count: int) -> Callable[[int], object]:
+    def task(number: int) -> list[str]:
+        return [Item.objects.get(pk=item(number + each)).name for each in range(count)]
+
+    return task
+
+
+def names(count: int) -> Callable[[int], object]:
+    return lambda number: [name_of(item(number + each)) for each in range(count)]
+
+
+def slow_query(number: int) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(SLEEP[connection.vendor])
+        cursor.fetchone()
+    return number
+
+
+def insert(number: int) -> int:
+    return Note.objects.create(number=number).number
+
+
+NO_DATABASE = ("none",)
+ONE_QUERY = Workload("one", "1 query", queries(1), names(1))
+ONE_BY_ONE = Workload("one-by-one", "1 query, in turn", queries(1), names(1), one_at_a_time=True)
+NOOP = Workload("noop", "no-op", same, same, vendors=NO_DATABASE)
+
+WORKLOADS = (
+    NOOP,
+    Workload("noop-by-one", "no-op, in turn", same, same, one_at_a_time=True, vendors=NO_DATABASE),
+    ONE_QUERY,
+    Workload("two", "2 queries", queries(2), names(2)),
+    Workload("five", "5 queries", queries(5), names(5)),
+    Workload("slow", "10 ms query", slow_query, same, vendors=tuple(SLEEP)),
+    Workload("insert", "insert", insert, same, writes=True),
+    ONE_BY_ONE,
+)
