@@ -248,9 +248,7 @@ def _strike_out(key: int, holder: Holder) -> None:
     _open.pop(key, None)
     entry = holder.entries.pop(key, None)
     if entry is not None and entry.kept is not None:
-        with contextlib.suppress(
-            Exception
-        ):  # the wrapper was thrown away with a connection parked beside it
+        with contextlib.suppress(Exception):  # thrown away with a connection parked beside it
             entry.kept.driver.close()
 
 
@@ -259,6 +257,7 @@ def _after_fork_in_child() -> None:
     for entry in _open.copy().values():
         wrapper = entry.wrapper()
         _inherited.append((wrapper and wrapper.connection, entry.kept))
+        entry.kept = None  # or the child would take it up again
     _open.clear()
     holder: Holder | None = getattr(_local, "holder", None)
     if holder is not None:
