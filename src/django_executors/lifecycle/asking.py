@@ -10,7 +10,11 @@ import select
 import time
 from typing import Any
 
-from .postgresql import results
+# psycopg's ExecStatus and DiagnosticField, by number: no driver is imported here.
+_COMMAND_OK, _TUPLES_OK = 1, 2
+_SQLSTATE = 67
+# «Operator intervention» and a time limit of the task's own making: no refusal to reset.
+_INTERFERENCE = (b"57", b"25P")
 
 
 def can_ask(driver: Any) -> bool:
@@ -36,9 +40,33 @@ def receive(driver: Any, deadline: float) -> None:
     if hasattr(driver, "pgconn"):
         results(driver.pgconn, deadline)
         return
-    poll = select.poll()
-    poll.register(driver.fileno(), select.POLLIN)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError("the server did not answer in time")
+    _wait(driver.fileno(), select.POLLIN, deadline)
     driver.read_query_result()
     driver.store_result()
+
+
+def results(pgconn: Any, deadline: float) -> list[Any]:
+    """Wait for all results of what was sent, until the deadline; raise if one is an error."""
+    results: list[Any] = []
+    unsent = pgconn.flush()
+    while True:
+        while pgconn.is_busy():
+            pgconn.consume_input()  # most often all of it is there already
+            if pgconn.is_busy():
+                _wait(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0), deadline)
+            unsent = unsent and pgconn.flush()
+        result = pgconn.get_result()
+        if result is None:
+            return results
+        if result.status not in (_COMMAND_OK, _TUPLES_OK):
+            message = result.error_message.decode(errors="replace").strip()
+            interfered = (result.error_field(_SQLSTATE) or b"").startswith(_INTERFERENCE)
+            raise (ConnectionError if interfered else RuntimeError)(message)
+        results.append(result)
+
+
+def _wait(fileno: int, events: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(fileno, events)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("the server did not answer in time")

@@ -8,7 +8,6 @@ under Django unless OPTIONS says otherwise.
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Collection
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from .asking import results
 from .attributes import Attributes
 from .sessions import RESET_TIMEOUT
 
@@ -35,11 +35,6 @@ _RESET = (
 _DERIVED = frozenset(
     {"_adapters", "_begin_statement", "_own_dumpers", "_own_dumpers_by_oid", "_own_loaders"}
 )
-# psycopg's ExecStatus and DiagnosticField, by number: no driver is imported here.
-_COMMAND_OK, _TUPLES_OK = 1, 2
-_SQLSTATE = 67
-# «Operator intervention» and a time limit of the task's own making: no refusal to reset.
-_INTERFERENCE = (b"57", b"25P")
 
 
 class PostgreSQLSessions:
@@ -107,30 +102,3 @@ def _reset_sql(time_zone: str) -> bytes:
     """Return the statements, with the time zone that Django would set in a round trip of its own."""
     quoted = time_zone.replace("'", "''")
     return f"{_RESET}SET TimeZone TO '{quoted}'".encode() if time_zone else _RESET.encode()
-
-
-def results(pgconn: Any, deadline: float) -> list[Any]:
-    """Wait for all results of what was sent, until the deadline; raise if one is an error."""
-    results: list[Any] = []
-    unsent = pgconn.flush()
-    while True:
-        while pgconn.is_busy():
-            pgconn.consume_input()  # most often all of it is there already
-            if pgconn.is_busy():
-                _wait_for(pgconn, unsent, deadline)
-            unsent = unsent and pgconn.flush()
-        result = pgconn.get_result()
-        if result is None:
-            return results
-        if result.status not in (_COMMAND_OK, _TUPLES_OK):
-            message = result.error_message.decode(errors="replace").strip()
-            interfered = (result.error_field(_SQLSTATE) or b"").startswith(_INTERFERENCE)
-            raise (ConnectionError if interfered else RuntimeError)(message)
-        results.append(result)
-
-
-def _wait_for(pgconn: Any, unsent: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError("the server did not answer in time")
