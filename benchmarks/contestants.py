@@ -52,6 +52,15 @@ def close_old(*arguments: Any, **options: Any) -> Pool:
     )
 
 
+def one_more_query(*arguments: Any, **options: Any) -> Pool:
+    return RecipeExecutor(*arguments, after=select_one, **options)
+
+
+def select_one() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
 def django_thread(*arguments: Any, **options: Any) -> Pool:
     import django_thread
 
@@ -74,6 +83,7 @@ class Contestant:
         colour: the name of its colour in `drawing`.
         conn_max_age: the setting CONN_MAX_AGE that it runs with.
         one_at_a_time: makes no difference, and is left out, where tasks are always queued.
+        database: uses one itself, and is left out where there is none.
     """
 
     key: str
@@ -82,6 +92,7 @@ class Contestant:
     colour: str
     conn_max_age: int = 0
     one_at_a_time: bool = False
+    database: bool = False
 
 
 LEAKING = Contestant("leaks", "standard pool, leaking", Pool, "standard")
@@ -94,6 +105,8 @@ OURS_IDLE_60 = Contestant(
 
 CONTESTANTS = (
     LEAKING,
+    # What a fresh session costs at the least, since no server gives one without being asked.
+    Contestant("more", "leaking, one more query", one_more_query, "standard", database=True),
     CLOSING,
     Contestant("old", "close_old_connections", close_old, "recipe"),
     Contestant("old-60", "close_old_connections, 60", close_old, "recipe", 60),

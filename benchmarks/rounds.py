@@ -66,6 +66,7 @@ def contestants(server: Server, workload: Workload) -> list[Contestant]:
         if each.title not in missing()
         and not (server.pooled and each.conn_max_age)
         and not (each.one_at_a_time and not workload.one_at_a_time)
+        and not (each.database and server.vendor == "none")
     ]
 
 

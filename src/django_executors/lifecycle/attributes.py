@@ -54,6 +54,8 @@ class Attributes:
                 return False
         except KeyError:
             return False
+        if now.keys() <= self._known:
+            return True
         new = now.keys() - self._known
         if not all(map(self._harmless, new)):
             return False

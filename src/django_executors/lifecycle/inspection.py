@@ -6,14 +6,15 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-# psycopg's TransactionStatus, by name, so that no driver is imported here.
-_IDLE = "IDLE"
-_TRANSACTION_STATES = {
-    "ACTIVE": "a query in flight",
-    "INTRANS": "an open transaction",
-    "INERROR": "a failed transaction",
-    "UNKNOWN": "a broken connection",
-}
+# libpq's PGTransactionStatusType, by number: no driver is imported here.
+_BROKEN = "a broken connection"
+_TRANSACTION_STATES = (
+    None,
+    "a query in flight",
+    "an open transaction",
+    "a failed transaction",
+    _BROKEN,
+)
 
 
 def is_open(wrapper: BaseDatabaseWrapper) -> bool:
@@ -47,10 +48,8 @@ def open_transaction(wrapper: BaseDatabaseWrapper) -> str | None:
     if driver is None:
         return None
     if wrapper.vendor == "postgresql":
-        status = driver.info.transaction_status
-        # psycopg has an enum here, psycopg2 the same numbers.
-        name = getattr(status, "name", None) or [_IDLE, *_TRANSACTION_STATES][min(status, 4)]
-        return _TRANSACTION_STATES.get(name)
+        libpq = driver.pgconn if hasattr(driver, "pgconn") else driver.info  # psycopg 3, psycopg2
+        return _TRANSACTION_STATES[libpq.transaction_status]
     if wrapper.vendor == "sqlite" and driver.in_transaction:
         return "an open transaction"
     return None
@@ -59,7 +58,7 @@ def open_transaction(wrapper: BaseDatabaseWrapper) -> str | None:
 def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:
     """Say what would be lost by closing now, or may be, where the driver cannot tell; or None."""
     transaction = open_transaction(wrapper)
-    if transaction == _TRANSACTION_STATES["UNKNOWN"]:
+    if transaction == _BROKEN:
         return None
     if transaction is None and wrapper.vendor == "mysql" and not wrapper.autocommit:
         return "autocommit off"
@@ -76,11 +75,12 @@ def why_dirty(wrapper: BaseDatabaseWrapper) -> str | None:
         if wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
             return "autocommit changed"
         driver: Any = wrapper.connection
-        if getattr(getattr(driver, "info", None), "pipeline_status", 0):
-            return "an open pipeline"
-        # psycopg's, held by a generator that somebody has suspended: the next query would wait for it.
-        if wrapper.vendor == "postgresql" and hasattr(driver, "lock") and driver.lock.locked():
-            return "a generator in progress"
+        if hasattr(driver, "pgconn"):
+            if driver.pgconn.pipeline_status:
+                return "an open pipeline"
+            # Held by a generator that somebody has suspended: the next query would wait for it.
+            if driver.lock.locked():
+                return "a generator in progress"
     except Exception:  # noqa: BLE001 - a driver that cannot tell
         return "an unknown state"
     return None

@@ -8,7 +8,6 @@ task that makes no query, and done-callbacks meet a fresh session as the next ta
 
 from __future__ import annotations
 
-import select
 import time
 from typing import Any
 
@@ -160,6 +159,4 @@ def _is_readable(driver: Any) -> bool:
         fileno = driver.fileno()
     except AttributeError:
         return not hasattr(driver, "in_transaction")  # SQLite has no socket; of others nothing is known
-    poll = select.poll()
-    poll.register(fileno, select.POLLIN)
-    return bool(poll.poll(0))
+    return not asking.is_silent(fileno)
