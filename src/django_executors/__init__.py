@@ -3,12 +3,17 @@
 Importing this opens no connection and needs no settings; it may stand before `django.setup()`.
 """
 
+from .exceptions import ConnectionLeakError, ExecutorError
+from .executors.immediate import ImmediateExecutor
 from .executors.thread import ThreadPoolExecutor
-from .lifecycle.ledger import ConnectionInfo, all_connections
+from .lifecycle.listing import ConnectionInfo, all_connections
 from .lifecycle.scope import connection_scope, release_connections
 
 __all__ = [
     "ConnectionInfo",
+    "ConnectionLeakError",
+    "ExecutorError",
+    "ImmediateExecutor",
     "ThreadPoolExecutor",
     "all_connections",
     "connection_scope",

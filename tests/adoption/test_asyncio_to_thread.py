@@ -30,6 +30,7 @@ async def count_all_on_our_executor(*names: str) -> list[int]:
     return await count_all(*names)
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("leaked_before")
 def test_before(postgres: PostgresObserver) -> None:
     """The loop has ended and joined its threads; their connections are still open."""

@@ -42,6 +42,7 @@ def copy_entries_then(done: threading.Event) -> Future[int]:
     return future
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("old_import_line")
 def test_before(postgres: PostgresObserver) -> None:
     """The second alias is left open, and so is what the callback opened."""

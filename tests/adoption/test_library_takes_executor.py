@@ -58,6 +58,7 @@ def feed_with_a_scope() -> Feed:
     return Feed(connection_scope(store))
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("leaked_before")
 def test_before(postgres: PostgresObserver) -> None:
     """The library's own threads keep their connections."""

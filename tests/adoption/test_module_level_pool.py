@@ -30,6 +30,7 @@ def counts(*names: str) -> list[int]:
     return list(pool.map(count_entries, names))
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("old_import_line")
 def test_before(postgres: PostgresObserver, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the standard pool, a worker that has nothing to do keeps its connection until max age."""

@@ -37,6 +37,7 @@ def entries() -> None:
     connection.close()
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("old_import_line")
 def test_before(postgres: PostgresObserver) -> None:
     """The standard pool leaks in both requests, although the first one shuts it down."""

@@ -63,6 +63,7 @@ def count_and_log(pool: concurrent.futures.ThreadPoolExecutor) -> int:
     return int(future.result(10))
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("leaked_before")
 def test_before(postgres: PostgresObserver) -> None:
     """The task's connection is closed, and the callback opens another one that stays."""

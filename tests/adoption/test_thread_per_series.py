@@ -47,6 +47,7 @@ def run(copy: Callable[..., list[threading.Thread]]) -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.assert_no_open_connections(False)
 @pytest.mark.usefixtures("leaked_before")
 def test_before(postgres: PostgresObserver) -> None:
     """Each thread has ended, and left its second connection behind."""

@@ -27,12 +27,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def begin_worker(initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
+def begin_worker(
+    queue: WorkQueue, initializer: Callable[..., object] | None, initargs: Sequence[Any]
+) -> None:
     """Make the calling thread a worker, then run the user's initializer in it."""
     holder = current_holder()
     # The standard class names its threads «prefix_number».
     holder.executor = holder.thread_name.rpartition("_")[0]
     guard.arm(holder)
+    queue.add_worker(holder)
     if initializer is not None:
         initializer(*initargs)
 

@@ -6,7 +6,9 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from . import inline, living
 from .base import begin_worker, run_task
+from .immediate import ImmediateExecutor
 from .workqueue import WorkQueue
 
 P = ParamSpec("P")
@@ -55,12 +57,16 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        super().__init__(max_workers, thread_name_prefix, begin_worker, (initializer, initargs))
         if isinstance(conn_max_idle, bool) or not isinstance(conn_max_idle, (int, float)):
             raise TypeError(f"conn_max_idle must be a number of seconds, not {conn_max_idle!r}")
         if not conn_max_idle >= 0:
             raise ValueError(f"conn_max_idle must be 0 or more seconds, not {conn_max_idle!r}")
-        self._queue = self._work_queue = WorkQueue(conn_max_idle)
+        queue = WorkQueue(conn_max_idle)
+        super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
+        self._queue = self._work_queue = queue
+        self._in_callers_thread = ImmediateExecutor()
+        self._initializer_inline = inline.OnceInEachThread(initializer, initargs)
+        living.add(queue)
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -71,4 +77,16 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             RuntimeError: after `shutdown`, or while the interpreter exits.
             BrokenThreadPool: an initializer failed.
         """
+        if inline.switched_on:
+            return self._in_callers_thread.submit(self._initializer_inline.before(fn), *args, **kwargs)
         return super().submit(run_task, self._queue, fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuse tasks from now on, as the standard class does.
+
+        Args:
+            wait: return when all tasks have run and the workers have ended.
+            cancel_futures: cancel those that have not begun.
+        """
+        self._in_callers_thread.shutdown()
+        super().shutdown(wait, cancel_futures=cancel_futures)

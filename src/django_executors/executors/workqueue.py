@@ -16,11 +16,16 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
 from django_executors.lifecycle.ledger import Holder, current_holder
-from django_executors.lifecycle.release import kept_until, release
+from django_executors.lifecycle.naming import task_name
+from django_executors.lifecycle.release import has_to_let_go, kept_until, release
+
+#: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
+_LET_GO = object()
 
 
 class WorkQueue(queue.SimpleQueue[Any]):
@@ -28,31 +33,44 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def __init__(self, conn_max_idle: float = 0.0) -> None:
         self._conn_max_idle = conn_max_idle
-        # The standard pool queues None to wake workers up. Such a marker is no work. A deque counts
-        # them without a lock: one may be queued by a weak reference's callback, at any allocation.
+        # What is queued and is no work: the standard pool queues None to wake workers up. A deque
+        # counts without a lock: one may be queued by a weak reference's callback, at any allocation.
         self._markers: deque[None] = deque()
+        #: Likewise, what has not ended: tasks, with their callbacks, and initializers.
+        self._tasks: deque[None] = deque()
+        self._busy: set[Holder] = set()
+        self._workers: dict[Holder, weakref.ref[threading.Thread]] = {}
         self._lock = threading.Lock()
         self._keepers: set[Holder] = set()  # guarded by _lock
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if item is None:
-            self._markers.append(None)
+        (self._markers if item is None or item is _LET_GO else self._tasks).append(None)
         super().put(item)
 
+    def add_worker(self, holder: Holder) -> None:
+        """The calling thread is a worker, busy with its initializer until it asks for work."""
+        self._workers[holder] = weakref.ref(threading.current_thread())
+        self._tasks.append(None)
+        self._busy.add(holder)
+
     def get_nowait(self) -> Any:
-        return self._taken(super().get_nowait())
+        # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the
+        # queue, to cancel what is in it, does too: in any thread, a task, a callback, an initializer.
+        holder = current_holder()
+        while (item := self._taken(super().get_nowait(), holder)) is _LET_GO:
+            pass
+        return item
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        # Only a worker asks for work in this way, and only between two tasks: whoever drains the
-        # queue (shutdown, a failed initializer) calls get_nowait, from any thread at all.
+        # Only a worker asks for work in this way, and only between two tasks.
         holder = current_holder()
-        if not holder.entries:
-            return self._taken(super().get(block, timeout))
         self.settle(holder)
-        item = self._next_or_wait(holder)
+        self._end_task(holder)
+        while (item := self._taken(self._next_or_wait(holder), holder)) is _LET_GO:
+            release(holder)
         if item is None:
             release(holder)
-        return self._taken(item)
+        return item
 
     def settle(self, holder: Holder, *, interrupted: bool = False) -> None:
         """Between two tasks: keep what this worker holds if there is work for it, or let go.
@@ -84,8 +102,38 @@ class WorkQueue(queue.SimpleQueue[Any]):
             with self._lock:
                 self._keepers.discard(holder)
 
+    def unfinished(self) -> str | None:
+        """Say what is left to do, or None; have idle workers let go of what they keep.
+
+        Any thread may call this.
+        """
+        busy, workers = self._busy.copy(), self._workers.copy()  # in this order: each has a thread
+        for holder in busy:
+            thread = workers[holder]()
+            if thread is None or not thread.is_alive():  # an initializer or a callback has ended it
+                self._end_task(holder)
+        executor = next((worker.executor for worker in workers), None)
+        if self._tasks:
+            running = [task for worker in workers if (task := worker.task) is not None]
+            pending = max(0, self.qsize() - len(self._markers))
+            names = ", ".join(map(task_name, running)) or None
+            return f"executor={executor} busy={len(self._busy)} pending={pending} tasks={names}"
+        if any(map(has_to_let_go, workers)):
+            for _ in workers:
+                self.put(_LET_GO)
+            return f"executor={executor} keeps connections"
+        return None
+
+    def forget_workers(self) -> None:
+        """In a forked child: the parent's threads are not here."""
+        self._tasks.clear()
+        self._busy.clear()
+        self._workers.clear()
+
     def _next_or_wait(self, holder: Holder) -> Any:
-        """Take the next task, or wait for one, holding connections for as long as that is allowed."""
+        """Take the next item, or wait for one, holding connections for as long as that is allowed."""
+        if not holder.entries:
+            return super().get()
         with contextlib.suppress(queue.Empty):
             return super().get_nowait()
         self.unreserve(holder)
@@ -96,7 +144,21 @@ class WorkQueue(queue.SimpleQueue[Any]):
         release(holder)
         return super().get()
 
-    def _taken(self, item: Any) -> Any:
-        if item is None:
+    def _taken(self, item: Any, holder: Holder) -> Any:
+        if item is None or item is _LET_GO:
             self._markers.pop()
+        elif holder in self._workers and holder not in self._busy:
+            self._busy.add(holder)
+        else:  # the task before it has ended, or this one was taken to be cancelled
+            self._drop_mark()
         return item
+
+    def _end_task(self, holder: Holder) -> None:
+        """This worker, between two tasks, has no more to do with the one before."""
+        if holder in self._busy:
+            self._busy.discard(holder)
+            self._drop_mark()
+
+    def _drop_mark(self) -> None:
+        if self._tasks:  # a forked child's copy has none
+            self._tasks.pop()

@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import keeping, ledger, sessions
-from .inspection import is_open
+from .inspection import has_ended, is_open
 from .ledger import Entry, Holder, current_holder
 from .postgresql import PostgreSQLSessions
 
@@ -49,9 +49,12 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
     def close() -> None:
         wrapper = reference()
         assert wrapper is not None
+        if entry.borrowers and not has_ended(wrapper):
+            return
         entry.unpark(wrapper)
         try:
             django_class.close(wrapper)
+            entry.close_was_refused = is_open(wrapper)
         finally:
             if not is_open(wrapper):
                 entry.note_closed(wrapper)
@@ -60,7 +63,7 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
     return entry
 
 
-def _adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+def adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Watch a wrapper that did not come from the handler: `connection.copy()`, or an early one."""
     if "connect" not in vars(connection):
         # A private name of Django's: it may have been made by another thread, and lent to this one.
@@ -86,7 +89,7 @@ def _install() -> None:
 
     # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.
     vars(connections)["create_connection"] = create_connection
-    connection_created.connect(_adopt, dispatch_uid="django_executors.hook")
+    connection_created.connect(adopt, dispatch_uid="django_executors.hook")
     sessions.register(PostgreSQLSessions())
 
 

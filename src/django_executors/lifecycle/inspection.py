@@ -1,4 +1,4 @@
-"""What can be seen of a connection without a round trip to its server."""
+"""What can be seen of a connection, without a round trip to its server but where it says so."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _TRANSACTION_STATES = (
 def is_open(wrapper: BaseDatabaseWrapper) -> bool:
     """Tell whether this wrapper has a connection, as Django sees it."""
     return wrapper.connection is not None and not wrapper.closed_in_transaction
+
+
+def never_closes(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether `close()` does nothing: SQLite in memory, which would be lost."""
+    return wrapper.vendor == "sqlite" and wrapper.is_in_memory_db()  # type: ignore[attr-defined]
 
 
 def is_pooled(wrapper: BaseDatabaseWrapper) -> bool:
@@ -48,11 +53,25 @@ def open_transaction(wrapper: BaseDatabaseWrapper) -> str | None:
     if driver is None:
         return None
     if wrapper.vendor == "postgresql":
-        libpq = driver.pgconn if hasattr(driver, "pgconn") else driver.info  # psycopg 3, psycopg2
-        return _TRANSACTION_STATES[libpq.transaction_status]
+        return _transaction_state(driver)
     if wrapper.vendor == "sqlite" and driver.in_transaction:
         return "an open transaction"
     return None
+
+
+def has_ended(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether the server has gone away. MySQL's driver cannot tell: after an error, it is asked."""
+    driver: Any = wrapper.connection
+    if driver is None:
+        return False
+    if wrapper.vendor == "mysql":
+        return wrapper.errors_occurred and not wrapper.is_usable()
+    return wrapper.vendor == "postgresql" and _transaction_state(driver) == _BROKEN
+
+
+def _transaction_state(driver: Any) -> str | None:
+    libpq = driver.pgconn if hasattr(driver, "pgconn") else driver.info  # psycopg 3, psycopg2
+    return _TRANSACTION_STATES[libpq.transaction_status]
 
 
 def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:

@@ -12,46 +12,20 @@ import itertools
 import os
 import threading
 import time
+import tracemalloc
 import weakref
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .attributes import Attributes
 from .closing import close_for_good
-from .inspection import backend_pid, is_open
-from .naming import task_name
+from .inspection import backend_pid, is_open, is_pooled
 from .sessions import Snapshot, take_snapshot
 
 _serials = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
-    """One open connection of this process, as `all_connections` saw it.
-
-    Attributes:
-        alias: its name in `settings.DATABASES`.
-        vendor: `"postgresql"`, `"mysql"`, `"sqlite"`, …
-        backend_pid: the server's number for it (`pg_stat_activity.pid`, `PROCESSLIST.ID`), or None
-            where the driver does not tell.
-        thread_name: the thread that holds it.
-        thread_ident: that thread's `threading.get_ident()`.
-        age: seconds since it was opened.
-        executor: the `thread_name_prefix` of the executor whose worker holds it, or None.
-        task: the qualified name of the task that runs in that thread now, or None.
-    """
-
-    alias: str
-    vendor: str
-    backend_pid: int | None
-    thread_name: str
-    thread_ident: int
-    age: float
-    executor: str | None
-    task: str | None
 
 
 class Holder:
@@ -114,10 +88,14 @@ class Entry:
         "alias",
         "backend_pid",
         "born",
+        "borrowers",
+        "close_was_refused",
         "holder",
         "kept",
         "made",
         "opened_at",
+        "origin",
+        "pooled",
         "serial",
         "snapshot",
         "vendor",
@@ -129,11 +107,19 @@ class Entry:
         self.alias = wrapper.alias
         self.vendor = wrapper.vendor
         self.holder = holder
-        self.wrapper = weakref.ref(wrapper, lambda _: _strike_out(key, holder))
+        self.wrapper = weakref.ref(wrapper, lambda _: _abandon(key, holder))
         self.backend_pid: int | None = None
         #: The serial number that was drawn when the wrapper was made.
         self.born = next(_serials)
+        #: A mark for each task that now uses it in its caller's thread, and must not close it.
+        self.borrowers: list[None] = []
+        #: Django was asked to close it since it connected, and has not: SQLite in memory.
+        self.close_was_refused = False
+        #: It holds a slot of Django's own pool.
+        self.pooled = False
         self.opened_at = 0.0
+        #: Where it was opened, while `tracemalloc` is tracing.
+        self.origin: tracemalloc.Traceback | None = None
         #: Drawn when it last connected, or was taken up again; 0 if it never has.
         self.serial = 0
         #: Set while it is kept between two tasks.
@@ -147,7 +133,10 @@ class Entry:
     def note_open(self, wrapper: BaseDatabaseWrapper) -> None:
         """Enter that it has connected."""
         self.backend_pid = backend_pid(wrapper)
+        self.pooled = is_pooled(wrapper)
+        self.close_was_refused = False
         self.opened_at = time.monotonic()
+        self.origin = tracemalloc.get_object_traceback(object()) if tracemalloc.is_tracing() else None
         self.note_use()
         key = id(wrapper)
         _open[key] = self.holder.entries[key] = self
@@ -192,21 +181,10 @@ class Entry:
         """Strike out a wrapper that will not be used again."""
         _strike_out(id(wrapper), self.holder)
 
-    def info(self, now: float) -> ConnectionInfo:
-        holder, task = self.holder, self.holder.task
-        return ConnectionInfo(
-            alias=self.alias,
-            vendor=self.vendor,
-            backend_pid=self.backend_pid,
-            thread_name=holder.thread_name,
-            thread_ident=holder.thread_ident,
-            age=max(0.0, now - self.opened_at),  # it may have connected anew meanwhile
-            executor=holder.executor,
-            task=None if task is None else task_name(task),
-        )
-
 
 _open: dict[int, Entry] = {}
+#: Those that were left to the garbage collector, which has come.
+abandoned: deque[Entry] = deque(maxlen=1000)
 _local = threading.local()
 #: The parent's connections, in a forked child. Some drivers say goodbye when theirs are collected.
 _inherited: list[object] = []
@@ -215,19 +193,27 @@ _inherited: list[object] = []
 on_open: Callable[[Holder], None] | None = None
 
 
-def all_connections() -> tuple[ConnectionInfo, ...]:
-    """Return every open Django connection of this process, oldest first, whichever thread holds it.
-
-    What `connections.all()` cannot see: that shows the calling thread's own. Open is meant as Django
-    sees it: a connection that the server has killed counts until its thread notices. One that a
-    worker keeps for its next task counts too, without a task. Connections that were open before
-    `django_executors` was imported are not known until they next connect.
-
-    Any thread may call this; it takes no lock, asks no server and keeps nothing alive.
-    """
+def open_entries() -> tuple[Entry, ...]:
+    """Return what is open in this process, oldest first."""
     found = sorted(_open.copy().values(), key=lambda entry: entry.serial)
-    now = time.monotonic()
-    return tuple(entry.info(now) for entry in found if entry.is_held())
+    return tuple(entry for entry in found if entry.is_held())
+
+
+def left_open() -> tuple[Entry, ...]:
+    """Return what is open, and what was left to the garbage collector, oldest first."""
+    # In this order: what is collected meanwhile goes from the first to the second. In the middle of a
+    # collection a wrapper is gone already, and `_abandon` not yet called.
+    found = [
+        entry
+        for entry in _open.copy().values()
+        if (wrapper := entry.wrapper()) is None or entry.holds(wrapper)
+    ]
+    return tuple(sorted({*found, *abandoned.copy()}, key=lambda entry: entry.serial))
+
+
+def entry_of(wrapper: BaseDatabaseWrapper) -> Entry | None:
+    """Return the entry of an open wrapper, whichever thread made it."""
+    return _open.get(id(wrapper))
 
 
 def current_holder() -> Holder:
@@ -242,6 +228,14 @@ def current_holder() -> Holder:
 def next_serial() -> int:
     """Return a number above that of every connection opened so far."""
     return next(_serials)
+
+
+def _abandon(key: int, holder: Holder) -> None:
+    """A wrapper has been collected."""
+    if (entry := _open.get(key)) is not None:
+        entry.made = entry.snapshot = None  # which refer to the driver's connection
+        abandoned.append(entry)
+    _strike_out(key, holder)
 
 
 def _strike_out(key: int, holder: Holder) -> None:
@@ -259,6 +253,7 @@ def _after_fork_in_child() -> None:
         _inherited.append((wrapper and wrapper.connection, entry.kept))
         entry.kept = None  # or the child would take it up again
     _open.clear()
+    abandoned.clear()
     holder: Holder | None = getattr(_local, "holder", None)
     if holder is not None:
         holder.entries.clear()

@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import guard, keeping
-from .inspection import is_open, why_dirty
+from .inspection import is_open, never_closes, why_dirty
 from .ledger import Entry, Holder
 from .naming import task_name
 
@@ -43,6 +43,18 @@ def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
     if not kept or conn_max_idle <= 0:
         return None
     return min(min(one.since + conn_max_idle, one.expires_at) for one in kept)
+
+
+def has_to_let_go(holder: Holder) -> bool:
+    """Tell whether this holder, whose thread has nothing to do, still has something to close.
+
+    Any thread may ask.
+    """
+    for entry in holder.copied():
+        wrapper = entry.wrapper()
+        if wrapper is not None and entry.holds(wrapper) and not never_closes(wrapper):
+            return True
+    return False
 
 
 def release_since(

@@ -1,0 +1,35 @@
+"""A task in its caller's thread uses the caller's connections, and cannot close them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from django.conf import settings
+from django.db import connections
+
+from . import ledger
+from .hook import adopt
+
+
+@contextlib.contextmanager
+def callers_connections() -> Iterator[None]:
+    """Have `close()` do nothing, in this block, to what is open in the calling thread as it begins.
+
+    Tasks that were written for worker threads close connections at their end, as the usual recipes
+    do. Here that would end the caller's transaction. What the task itself connects, it may close, and
+    what the server has ended is closed as ever.
+    """
+    borrowed: list[ledger.Entry] = []
+    for wrapper in connections.all(initialized_only=True) if settings.configured else ():
+        if wrapper.connection is not None:
+            adopt(wrapper)
+            if (entry := ledger.entry_of(wrapper)) is not None:
+                borrowed.append(entry)
+    for entry in borrowed:
+        entry.borrowers.append(None)
+    try:
+        yield
+    finally:
+        for entry in borrowed:
+            entry.borrowers.pop()

@@ -1,0 +1,82 @@
+"""The pytest plugin, which pytest finds by itself. See `django_executors.testing`.
+
+- fixture `run_inline`, and the setting `executors_run_inline = true` for all tests
+- setting `executors_assert_no_open_connections = true`: checks every test, its fixtures included
+- markers `run_inline` and `assert_no_open_connections`: on for one test or class, or off with `(False)`
+- before pytest-django drops the test databases, executors are drained
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from . import testing
+
+_SETTINGS = {
+    "run_inline": "Run the tasks of django_executors in the threads that submit them.",
+    "assert_no_open_connections": "Fail tests that leave a thread with a database connection.",
+}
+
+_INLINE = pytest.StashKey[contextlib.ExitStack]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for name, what in _SETTINGS.items():
+        parser.addini(f"executors_{name}", what, type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, what in _SETTINGS.items():
+        config.addinivalue_line("markers", f"{name}(on=True): {what}")
+
+
+def _is_on(node: pytest.Item, name: str) -> bool:
+    marker = node.get_closest_marker(name)
+    if marker is None:
+        return bool(node.config.getini(f"executors_{name}"))
+    for on in (True, False):
+        if (marker.args, marker.kwargs) in [((on,), {}), ((), {"on": on})]:
+            return on
+    if marker.args or marker.kwargs:
+        pytest.fail(f"@pytest.mark.{name} takes on=True or on=False, and nothing else", pytrace=False)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    with contextlib.ExitStack() as stack:
+        item.stash[_INLINE] = stack
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before the fixtures of the class too, such as a TestCase's setUpTestData.
+    if _is_on(item, "run_inline"):
+        item.stash[_INLINE].enter_context(testing.run_inline())
+
+
+@pytest.fixture
+def run_inline() -> Iterator[None]:
+    """Run the tasks of every executor in the test's thread: `django_executors.testing.run_inline`."""
+    with testing.run_inline():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_open_connections(request: pytest.FixtureRequest) -> Iterator[None]:
+    on = _is_on(request.node, "assert_no_open_connections")
+    with testing.assert_no_open_connections() if on else contextlib.nullcontext():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    result = yield
+    if fixturedef.argname == "django_db_setup":
+        fixturedef.addfinalizer(testing.drain)  # the last one added is the first to run
+    return result

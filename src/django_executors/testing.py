@@ -1,0 +1,206 @@
+"""Tools for the tests of code that runs work in threads.
+
+- `run_inline`: tasks run in the test's own thread, inside its transaction.
+- `assert_no_open_connections`: fails if another thread was left with a connection.
+- `drain`: waits until the executors of this process are idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+import time
+import unittest
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, overload
+
+from django.test.utils import TestContextDecorator
+
+from .exceptions import ConnectionLeakError
+from .executors import inline, living
+from .lifecycle.leaks import Watch
+from .lifecycle.ledger import current_holder
+
+__all__ = ["ExecutorTestMixin", "assert_no_open_connections", "drain", "run_inline"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type[unittest.TestCase])
+
+_PAUSE = 0.005
+
+
+class _RunInline(TestContextDecorator):
+    """What `run_inline()` returns."""
+
+    def enable(self) -> None:
+        inline.switched_on.append(None)
+
+    def disable(self) -> None:
+        inline.switched_on.pop()
+
+    def decorate_class(self, cls: C) -> C:
+        """Cover `setUpTestData` and `setUpClass` too, which Django's own decorators do not."""
+        if not issubclass(cls, unittest.TestCase):
+            raise TypeError(f"run_inline decorates functions and unittest.TestCase classes, not {cls!r}")
+        own = vars(cls).get("setUpClass")
+
+        def setUpClass(inner: type[unittest.TestCase]) -> None:
+            inner.enterClassContext(_RunInline())
+            if own is not None:
+                own.__get__(None, inner)()
+            else:  # of whatever class stands behind this one, where it is one base of several
+                super(cls, inner).setUpClass()  # type: ignore[arg-type]
+
+        cls.setUpClass = classmethod(setUpClass)  # type: ignore[assignment]
+        return cls
+
+
+@overload
+def run_inline() -> _RunInline: ...
+@overload
+def run_inline(decorated: C, /) -> C: ...
+@overload
+def run_inline(decorated: Callable[P, R], /) -> Callable[P, R]: ...
+def run_inline(decorated: Any = None, /) -> Any:
+    """Run the tasks of every executor of this library in the thread that submits them.
+
+    A context manager, and a decorator for functions, coroutine functions and `unittest.TestCase`
+    classes, bare or called::
+
+        @run_inline
+        class ReportTests(TestCase): ...
+
+        with run_inline():
+            write_report()
+
+    It holds for the whole process while it is in force: for executors that the code under test makes,
+    that exist already, and for all threads. A task then runs as in an `ImmediateExecutor`: before
+    `submit` returns, on the caller's connections and in its transaction, which the task cannot close.
+    So a `TestCase` sees what it wrote, and all of it is rolled back. Nothing is opened, and no worker
+    is started; what was submitted before goes on in its worker. A pool's initializer runs before its
+    first task in each thread.
+
+    Raises:
+        TypeError: the decorated object is neither a function nor a `unittest.TestCase` class.
+    """
+    return _RunInline() if decorated is None else _RunInline()(decorated)
+
+
+class _NoOpenConnections(contextlib.AbstractContextManager[None]):
+    """What `assert_no_open_connections()` returns."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        self._watch = Watch()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            return
+        deadline = time.monotonic() + self._timeout
+        while leaks := self._watch.leaks():
+            if time.monotonic() >= deadline:
+                first = f"{len(leaks)} database connection(s) left open by other threads:"
+                raise ConnectionLeakError("\n".join([first, *leaks]))
+            threading.Event().wait(_PAUSE)
+
+    def __call__(self, decorated: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(decorated, type):
+            raise TypeError(f"assert_no_open_connections decorates functions, not {decorated!r}")
+        checked: Any
+        if inspect.iscoroutinefunction(decorated):
+
+            async def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with _NoOpenConnections(self._timeout):
+                    return await decorated(*args, **kwargs)
+
+        else:
+
+            def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+                with _NoOpenConnections(self._timeout):
+                    return decorated(*args, **kwargs)
+
+        return functools.wraps(decorated)(checked)
+
+
+def assert_no_open_connections(*, timeout: float = 1.0) -> _NoOpenConnections:
+    """Fail if a thread was left with a database connection that was opened in this block.
+
+    A context manager, and a decorator for functions and coroutine functions::
+
+        with assert_no_open_connections():
+            import_orders()
+
+    It counts what Django opened in any thread of the process but the calling one, whoever started
+    the thread: it may have ended or go on, and the garbage collector may have closed the connection
+    meanwhile. The calling thread's own connections do not count: Django, or its test case, closes
+    them; but slots of Django's pool that it has lost do. It asks no server, and closes nothing.
+
+    Args:
+        timeout: seconds to wait for threads that are about to let go. A worker of this library's holds
+            nothing when its task's future is done; one whose callback used the ORM, a moment later.
+
+    Raises:
+        ConnectionLeakError: an `AssertionError` that says for each connection its thread, alias,
+            backend pid, executor, task and age, and where it was opened while `tracemalloc` is
+            tracing (`python -X tracemalloc=25`). Not raised if the block itself raises.
+        TypeError: the decorated object is a class.
+    """
+    return _NoOpenConnections(timeout)
+
+
+def drain(timeout: float = 10.0) -> None:
+    """Wait until every executor of this process is idle and its workers hold no connection.
+
+    For tests with real workers (`TransactionTestCase`, live servers), before the test database is
+    emptied or dropped. Done-callbacks are waited for too. Workers that keep a connection for
+    `conn_max_idle` seconds let go of it at once.
+
+    Args:
+        timeout: seconds.
+
+    Raises:
+        TimeoutError: not all are idle by then; it says which executors, with how many busy workers,
+            queued tasks, and the names of the tasks that run.
+        RuntimeError: called in a worker's task, callback or initializer, which would wait for itself.
+    """
+    if current_holder().executor is not None:
+        raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
+    deadline = time.monotonic() + timeout
+    while left := living.unfinished():
+        if time.monotonic() >= deadline:
+            raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
+        threading.Event().wait(_PAUSE)
+
+
+class ExecutorTestMixin:
+    """For a `unittest.TestCase`: drains the executors after each test, before the database is emptied.
+
+    Put it before the test case's class: `class ImportTests(ExecutorTestMixin, TransactionTestCase)`.
+    They are drained when the class is done too, after a live server has stopped.
+    """
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.addClassCleanup(drain)  # type: ignore[attr-defined]
+        super().setUpClass()  # type: ignore[misc]
+
+    def setUp(self) -> None:
+        self.addCleanup(drain)  # type: ignore[attr-defined]
+        super().setUp()  # type: ignore[misc]
+
+    def assertNoOpenConnections(  # noqa: N802 - as unittest's are called
+        self, *, timeout: float = 1.0
+    ) -> contextlib.AbstractContextManager[None]:
+        """See `assert_no_open_connections`."""
+        return assert_no_open_connections(timeout=timeout)
