@@ -1,4 +1,4 @@
-"""A small site for uvicorn: one sync view that queries, in a process without a garbage collector."""
+"""A small site for uvicorn: views that query, in a process without a garbage collector."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import gc
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+
+from . import asgi_tasks
 
 gc.disable()
 application = get_asgi_application()
@@ -18,4 +20,4 @@ def count(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(Entry.objects.count()))
 
 
-urlpatterns = [path("", count)]
+urlpatterns = [path("", count), *asgi_tasks.urlpatterns]

@@ -8,5 +8,6 @@ from .settings import DATABASES, INSTALLED_APPS
 
 ROOT_URLCONF = "tests.asgi"
 DATABASES["default"]["CONN_MAX_AGE"] = json.loads(os.environ["TEST_CONN_MAX_AGE"])
+MIDDLEWARE = os.environ.get("TEST_MIDDLEWARE", "").split()
 if "TEST_WITHOUT_APP" not in os.environ:
     INSTALLED_APPS = [*INSTALLED_APPS, "django_executors"]

@@ -9,14 +9,25 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
-from private_servers import MissingServer, ServerFailed, start_mariadb, start_postgres
+from private_servers import (
+    MissingServer,
+    ServerFailed,
+    start_mariadb,
+    start_memcached,
+    start_postgres,
+    start_redis,
+)
 from steps.stopping import stop_on_signals
 
-from .observers import MariaDBObserver, PostgresObserver
+from .cache_clients import ALIASES, CacheServer, close_own
+from .drain_project.run import TEST_DATABASES
+from .gates import Gate
+from .observers import MariaDBObserver, MemcachedObserver, PostgresObserver, RedisObserver
 from .waiting import wait_until
 
 _running = contextlib.ExitStack()
@@ -42,6 +53,17 @@ def pytest_configure(config: pytest.Config) -> None:
         if os.environ.get("REQUIRE_ALL_SERVERS"):
             raise
         _not_run.append(f"MariaDB: {missing}")
+    for name, variable, start in (
+        ("Redis", "TEST_REDIS_URL", start_redis),
+        ("memcached", "TEST_MEMCACHED_ADDRESS", start_memcached),
+    ):
+        try:
+            server = _running.enter_context(start())
+            os.environ[variable] = server.url if name == "Redis" else server.address
+        except (MissingServer, ServerFailed) as missing:
+            if os.environ.get("REQUIRE_ALL_SERVERS"):
+                raise
+            _not_run.append(f"{name}: {missing}")
     import django
     from django.core.management import call_command
     from django.db import connections
@@ -85,6 +107,36 @@ def mariadb() -> Iterator[MariaDBObserver]:
         pytest.skip("no MariaDB")
     with contextlib.closing(MariaDBObserver(os.environ["TEST_MARIADB_URL"])) as observer:
         yield observer
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisObserver]:
+    """What Redis says of its clients."""
+    if "TEST_REDIS_URL" not in os.environ:
+        pytest.skip("no Redis")
+    with contextlib.closing(RedisObserver(os.environ["TEST_REDIS_URL"])) as observer:
+        yield observer
+
+
+@pytest.fixture(scope="session")
+def memcached() -> Iterator[MemcachedObserver]:
+    """What memcached says of its clients."""
+    if "TEST_MEMCACHED_ADDRESS" not in os.environ:
+        pytest.skip("no memcached")
+    with contextlib.closing(MemcachedObserver(os.environ["TEST_MEMCACHED_ADDRESS"])) as observer:
+        yield observer
+
+
+@pytest.fixture(params=ALIASES)
+def cache_server(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
+    """Each server of cache clients in turn. The test's own client is connected before and after."""
+    alias: str = request.param
+    observer = request.getfixturevalue("memcached" if alias == "memcached" else "redis")
+    server = CacheServer(alias, observer)
+    yield server
+    left = server.left()
+    close_own(alias)
+    assert not left
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +199,40 @@ def watch_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     from django_executors.lifecycle import guard, ledger
 
     monkeypatch.setattr(ledger, "on_open", guard.arm)
+
+
+@pytest.fixture
+def lent() -> Iterator[Any]:
+    """This thread's connection, as a live-server test lends it to the server's threads."""
+    from django.db import connections
+
+    wrapper: Any = connections["default"]
+    wrapper.inc_thread_sharing()
+    yield wrapper
+    wrapper.dec_thread_sharing()
+
+
+@pytest.fixture
+def no_test_database_before(postgres: PostgresObserver) -> Iterator[None]:
+    """A test that leaves one fails alone."""
+    yield
+    for (name,) in postgres.execute(TEST_DATABASES):
+        postgres.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """It is open at the latest when the test has ended."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def idle_before_and_after() -> Iterator[None]:
+    """What the tests before this one left does not count, and this one leaves nothing to do."""
+    from django_executors.testing import drain
+
+    drain()
+    yield
+    drain()

@@ -26,3 +26,15 @@ DATABASES = {
 }
 if "TEST_MARIADB_URL" in os.environ:
     DATABASES["mariadb"] = django_database(os.environ["TEST_MARIADB_URL"])
+
+# Threads of the tests make no client of "default" that a server could count.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+if "TEST_REDIS_URL" in os.environ:
+    _redis = {"LOCATION": os.environ["TEST_REDIS_URL"]}
+    CACHES["redis"] = _redis | {"BACKEND": "django.core.cache.backends.redis.RedisCache"}
+    CACHES["django-redis"] = _redis | {"BACKEND": "django_redis.cache.RedisCache"}
+if "TEST_MEMCACHED_ADDRESS" in os.environ:
+    CACHES["memcached"] = {
+        "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
+        "LOCATION": os.environ["TEST_MEMCACHED_ADDRESS"],
+    }

@@ -118,11 +118,8 @@ def test_all_examples_in_djangos_runner(whole_project: Project, parallel: tuple[
 
 @pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["in turn", "in parallel"])
 def test_all_examples_in_pytest(whole_project: Project, parallel: tuple[str, ...]) -> None:
-    """All pass with the page's settings, but that classes with real workers need them."""
-    real = ("sales/test_workers.py", "sales/test_connections.py")
-    inline = ("sales/test_imports.py", "sales/test_with_pytest.py")
-    assert "10 passed" in whole_project.run_pytest(*inline, *parallel)
-    assert "5 passed" in whole_project.run_pytest("-o", "executors_run_inline=false", *real, *parallel)
+    """All pass with the page's settings."""
+    assert "15 passed" in whole_project.run_pytest(*parallel)
 
 
 @pytest.fixture

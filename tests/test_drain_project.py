@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,14 +22,7 @@ REPEATS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_test_database_before(postgres: PostgresObserver) -> Iterator[None]:
-    """A test that leaves one fails alone."""
-    yield
-    for (name,) in postgres.execute(TEST_DATABASES):
-        postgres.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
+@pytest.mark.usefixtures("no_test_database_before")
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("runner", REPEATS)
 def test_drops_the_database(runner: str, postgres: PostgresObserver) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from django_executors import (
 )
 
 from .observers import PostgresObserver
+from .running_cases import run_case
 from .test_release import backend_pid
 from .testapp.models import Entry
 
@@ -89,8 +89,7 @@ def test_in_a_test_case() -> None:
             assert Entry.objects.count() == 1
             pids.append(backend_pid())
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    result = run_case(Case)
     assert (result.testsRun, result.errors, result.failures) == (2, [], [])
     assert len(pids) == 3
     assert len(set(pids)) == 1
@@ -135,15 +134,6 @@ def test_cancelling_in_the_callers_thread() -> None:
         assert connection.in_atomic_block
         go_on.set()
     assert Entry.objects.count() == 1
-
-
-@pytest.fixture
-def lent() -> Iterator[Any]:
-    """This thread's connection, as a live-server test lends it to the server's threads."""
-    wrapper = connections["default"]
-    wrapper.inc_thread_sharing()
-    yield wrapper
-    wrapper.dec_thread_sharing()
 
 
 def with_lent(lent: Any, fn: Callable[[], Any]) -> Any:

@@ -1,69 +1,13 @@
-"""The pytest plugin, in small projects that a pytest of their own runs."""
+"""The pytest plugin's fixture, markers and settings, in small projects with a pytest of their own."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .drain_project.run import TEST_DATABASES
-from .observers import PostgresObserver
-from .subprocesses import environment
-
-OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) \S+?::(\S+)", re.MULTILINE)
-
-
-class Project:
-    """A folder with a pytest.ini and tests."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.write(
-            "pytest.ini", "[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider"
-        )
-
-    def write(self, name: str, *text: str) -> None:
-        (self._folder / name).write_text("\n".join(map(textwrap.dedent, text)))
-
-    def add_setting(self, line: str) -> None:
-        with (self._folder / "pytest.ini").open("a") as ini:
-            ini.write(f"\n{line}")
-
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        variables = environment(None)
-        variables.pop("PYTEST_ADDOPTS", None)
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "pytest", "-rA", *options],
-            cwd=self._folder,
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *options: str) -> Run:
-        return Run(self.start(*options))
-
-
-class Run:
-    """What came of it."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        try:
-            self.output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        self.code = process.returncode
-        found = OUTCOME.findall(self.output)
-        self.passed, self.failed, self.errors = (
-            sorted(name for outcome, name in found if outcome == wanted)
-            for wanted in ("PASSED", "FAILED", "ERROR")
-        )
+from .pytest_projects import Project
 
 
 @pytest.fixture
@@ -109,6 +53,8 @@ INLINE = """
         @pytest.mark.run_inline(False)
         def test_off_in_class(self): assert not is_inline()
 """
+
+
 INLINE_TESTS = sorted(re.findall(r"def (test_\w+)", INLINE))
 
 
@@ -131,6 +77,7 @@ def test_run_inline(setting: str, project: Project) -> None:
 
 LEAKS = """
     import threading
+    import unittest
 
     import pytest
     from django.db import connections
@@ -162,6 +109,17 @@ LEAKS = """
 
     def test_by_the_end_of_its_fixture(fixture_that_leaks_at_its_end): pass
 
+    @pytest.fixture(scope="module")
+    def fixture_of_the_module():
+        leak("of the module's fixture")
+
+    def test_by_its_modules_fixture(fixture_of_the_module): pass
+
+    class TestByItsSetUp(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls): leak("of the class")
+        def test_by_its_class(self): pass
+
     @pytest.mark.assert_no_open_connections
     def test_on(): leak("of a checked test")
 
@@ -172,12 +130,20 @@ LEAKS = """
     @pytest.mark.assert_no_open_connections(False)
     def test_off(): leak("of a test that may")
 """
+
+
 MARKED = {"test_on": "of a checked test", "test_on_in_class": "of a checked class"}
+
+
 UNMARKED = {
     "test_leaks": "left behind",
     "test_by_its_fixture": "of the fixture",
     "test_by_the_end_of_its_fixture": "of the end of the fixture",
+    "test_by_its_modules_fixture": "of the module's fixture",
+    "test_by_its_class": "of the class",
 }
+
+
 CONFTEST_WITH_SQLITE = """
     from django.conf import settings
 
@@ -197,7 +163,7 @@ def test_assert_no_open_connections(on: bool, project: Project) -> None:
     expected = MARKED | (UNMARKED if on else {})
     assert run.code == 1, run.output
     assert last_names(run.errors) == sorted(expected), run.output
-    assert len(run.passed) == 7
+    assert len(run.passed) == 9
     named = re.findall(r"^E .*thread=(.+) alias=default", run.output, re.MULTILINE)
     assert sorted(named) == sorted(expected.values()), run.output
 
@@ -262,124 +228,3 @@ def test_without_settings(options: tuple[str, ...], checked: str, project: Proje
     )
     run = project.run(*options)
     assert (run.code, len(run.passed)) == (0, 3), run.output
-
-
-SETTINGS = """
-    import os
-
-    from private_servers import django_database
-
-    SECRET_KEY = "of the inner project"
-    USE_TZ = True
-    DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-    INSTALLED_APPS = ["tests.testapp"]
-    DATABASES = {{"default": django_database(os.environ["TEST_POSTGRES_URL"]) | {{"NAME": {name!r}}}}}
-"""
-# It takes less than the five seconds for which the server itself would wait; then its worker keeps
-# the connection for longer.
-SLOW = """
-    import threading
-
-    import pytest
-    from django.db import connections
-
-    from django_executors import ThreadPoolExecutor
-    from tests.testapp.models import Entry
-
-    POOL = ThreadPoolExecutor(2, conn_max_idle=60)
-
-    def work():
-        Entry.objects.count()
-        begun.release()
-        threading.Event().wait(1)
-
-    begun = threading.Semaphore(0)
-
-    def leave_work():
-        for _ in range(2):
-            POOL.submit(work)
-        for _ in range(2):
-            assert begun.acquire(timeout=10)
-
-    # No `transaction=True`: emptying the tables would wait for the tasks.
-    @pytest.mark.django_db
-    def test_first(): leave_work()
-
-    @pytest.mark.django_db
-    def test_second(): leave_work()
-"""
-CUSTOM = {
-    "pytest-django's own": "",
-    "extended": """
-        import pytest
-
-        from django_executors.testing import drain
-
-        @pytest.fixture(scope="session")
-        def django_db_setup(django_db_setup):
-            yield
-            drain(0)  # it is idle already
-    """,
-    "replaced": """
-        import pytest
-        from django.test.utils import setup_databases, teardown_databases
-
-        @pytest.fixture(scope="session")
-        def django_db_setup(django_test_environment, django_db_blocker):
-            with django_db_blocker.unblock():
-                made = setup_databases(verbosity=0, interactive=False)
-            yield
-            with django_db_blocker.unblock():
-                teardown_databases(made, verbosity=0)
-    """,
-}
-
-
-@pytest.fixture
-def no_test_database_before(postgres: PostgresObserver) -> Iterator[None]:
-    """A test that leaves one fails alone."""
-    yield
-    for (name,) in postgres.execute(TEST_DATABASES):
-        postgres.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def slow_project(folder: Path, database: str, conftest: str = "") -> Project:
-    folder.mkdir()
-    project = Project(folder)
-    project.add_setting("DJANGO_SETTINGS_MODULE = project_settings")
-    project.add_setting("pythonpath = .")
-    project.write("project_settings.py", SETTINGS.format(name=database))
-    project.write("conftest.py", conftest)
-    project.write("test_it.py", SLOW)
-    return project
-
-
-@pytest.mark.usefixtures("no_test_database_before")
-def test_drains_before_the_database_is_dropped(tmp_path: Path, postgres: PostgresObserver) -> None:
-    """Tasks that hold connections keep no database from being dropped; without the plugin, they do."""
-    started = {
-        options: slow_project(tmp_path / database, database).start("-s", *options)
-        for database, options in {
-            "drained": (),
-            "drained_twice": ("-n", "2"),
-            "left": ("-p", "no:django_executors"),
-        }.items()
-    }
-    runs = {options: Run(process) for options, process in started.items()}
-    for run in runs.values():
-        assert len(run.passed) == 2, run.output
-    assert postgres.execute(TEST_DATABASES) == [("test_left",)]
-    without = runs.pop(("-p", "no:django_executors"))
-    assert "test_left" in without.output
-    assert "is being accessed by other users" in without.output
-    for run in runs.values():
-        assert run.code == 0, run.output
-
-
-@pytest.mark.usefixtures("no_test_database_before")
-@pytest.mark.parametrize("kind", CUSTOM)
-def test_custom_django_db_setup(kind: str, tmp_path: Path, postgres: PostgresObserver) -> None:
-    """Whatever the project makes of `django_db_setup`, they are drained before its end."""
-    run = slow_project(tmp_path / "project", "custom", CUSTOM[kind]).run()
-    assert (run.code, len(run.passed)) == (0, 2), run.output
-    assert postgres.execute(TEST_DATABASES) == []

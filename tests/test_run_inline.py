@@ -24,6 +24,7 @@ from django_executors.testing import run_inline
 from private_servers import django_database
 
 from .observers import PostgresObserver
+from .running_cases import run_case
 from .subprocesses import ROOT, environment
 from .testapp.models import Entry
 
@@ -128,8 +129,7 @@ def test_ends_where_a_class_fails_to_set_up() -> None:
         def test(self) -> None:
             raise AssertionError
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Broken).run(result)
+    result = run_case(Broken)
     ((_, error),) = result.errors
     assert "LookupError" in error
     with ThreadPoolExecutor(1) as pool:
@@ -216,8 +216,7 @@ def test_a_decorated_class_leaves_no_setup_of_its_siblings_out() -> None:
         def test(self) -> None:
             assert inline.switched_on
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Mixed).run(result)
+    result = run_case(Mixed)
     assert result.wasSuccessful()
     assert result.testsRun == 1
     assert ran == ["own of Mixed", "other"]

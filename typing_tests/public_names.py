@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import unittest
 from collections.abc import Iterator
 from typing import assert_type
 
 from django_executors import (
     ConnectionInfo,
+    ImmediateExecutor,
     ThreadPoolExecutor,
     all_connections,
     connection_scope,
     release_connections,
 )
+from django_executors.testing import ExecutorTestMixin, assert_no_open_connections, drain, run_inline
 
 
 def repeat(text: str, times: int = 1) -> str:
@@ -33,3 +36,20 @@ with connection_scope():
 
 assert_type(all_connections(), tuple[ConnectionInfo, ...])
 assert_type(all_connections()[0].backend_pid, "int | None")
+
+immediate: concurrent.futures.Executor = ImmediateExecutor()
+assert_type(ImmediateExecutor().submit(repeat, "a"), "concurrent.futures.Future[str]")
+
+
+@run_inline
+class Tests(ExecutorTestMixin, unittest.TestCase):
+    @run_inline()
+    @assert_no_open_connections(timeout=2.0)
+    def test(self) -> None:
+        with self.assertNoOpenConnections():
+            drain(timeout=5.0)
+
+
+assert_type(Tests(), Tests)
+assert_type(run_inline(repeat)("a", times=2), str)
+assert_type(assert_no_open_connections()(repeat)("a", times=2), str)

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from . import testing
+from .exceptions import ConnectionLeakError
+from .testing import ExecutorTestMixin
 
 _SETTINGS = {
     "run_inline": "Run the tasks of django_executors in the threads that submit them.",
@@ -22,6 +24,7 @@ _SETTINGS = {
 }
 
 _INLINE = pytest.StashKey[contextlib.ExitStack]()
+_CHECKS = pytest.StashKey[list[contextlib.AbstractContextManager[None]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _is_on(node: pytest.Item, name: str) -> bool:
     marker = node.get_closest_marker(name)
     if marker is None:
+        if name == "run_inline" and issubclass(getattr(node, "cls", None) or object, ExecutorTestMixin):
+            return False  # it is for real workers
         return bool(node.config.getini(f"executors_{name}"))
     for on in (True, False):
         if (marker.args, marker.kwargs) in [((on,), {}), ((), {"on": on})]:
@@ -46,18 +51,47 @@ def _is_on(node: pytest.Item, name: str) -> bool:
     return True
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+# Wrappers in the old style, which every pluggy knows: each test run in this environment loads this.
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, None]:
     with contextlib.ExitStack() as stack:
         item.stash[_INLINE] = stack
-        return (yield)
+        yield
 
 
+# Around the fixtures of the class and the module too, such as a TestCase's setUpTestData.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    # Before the fixtures of the class too, such as a TestCase's setUpTestData.
     if _is_on(item, "run_inline"):
         item.stash[_INLINE].enter_context(testing.run_inline())
+    if _is_on(item, "assert_no_open_connections"):
+        # One for the end of the test, before the workers are drained if it is the last one, and one
+        # for the end of the fixtures of its class and module.
+        checks: list[contextlib.AbstractContextManager[None]] = []
+        for _ in range(2):
+            checks.append(check := testing.assert_no_open_connections())
+            check.__enter__()
+        item.stash[_CHECKS] = checks
+
+
+@pytest.fixture(autouse=True)
+def _no_open_connections(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    _check(request.node)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    _check(item)
+
+
+def _check(item: pytest.Item) -> None:
+    if checks := item.stash.get(_CHECKS, None):
+        try:
+            checks.pop().__exit__(None, None, None)
+        except ConnectionLeakError:
+            checks.clear()  # once is enough
+            raise
 
 
 @pytest.fixture
@@ -67,16 +101,8 @@ def run_inline() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _no_open_connections(request: pytest.FixtureRequest) -> Iterator[None]:
-    on = _is_on(request.node, "assert_no_open_connections")
-    with testing.assert_no_open_connections() if on else contextlib.nullcontext():
-        yield
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    result = yield
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, None]:
+    yield
     if fixturedef.argname == "django_db_setup":
         fixturedef.addfinalizer(testing.drain)  # the last one added is the first to run
-    return result

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
+from asgiref.sync import sync_to_async
 from django.test.utils import TestContextDecorator
 
+from .arguments import check_decorated, check_seconds
 from .exceptions import ConnectionLeakError
 from .executors import inline, living
+from .lifecycle.holder import current_holder
 from .lifecycle.leaks import Watch
-from .lifecycle.ledger import current_holder
 
 __all__ = ["ExecutorTestMixin", "assert_no_open_connections", "drain", "run_inline"]
 
@@ -41,6 +43,10 @@ class _RunInline(TestContextDecorator):
 
     def disable(self) -> None:
         inline.switched_on.pop()
+
+    def decorate_callable(self, func: Any) -> Any:
+        check_decorated("run_inline", func, coroutines=True)
+        return super().decorate_callable(func)
 
     def decorate_class(self, cls: C) -> C:
         """Cover `setUpTestData` and `setUpClass` too, which Django's own decorators do not."""
@@ -85,7 +91,8 @@ def run_inline(decorated: Any = None, /) -> Any:
     first task in each thread.
 
     Raises:
-        TypeError: the decorated object is neither a function nor a `unittest.TestCase` class.
+        TypeError: the decorated object is neither a function nor a `unittest.TestCase` class, or a
+            generator function, whose body would run after its end.
     """
     return _RunInline() if decorated is None else _RunInline()(decorated)
 
@@ -93,11 +100,13 @@ def run_inline(decorated: Any = None, /) -> Any:
 class _NoOpenConnections(contextlib.AbstractContextManager[None]):
     """What `assert_no_open_connections()` returns."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float, *own_threads: int) -> None:
+        self._timeout = check_seconds("timeout", timeout)
+        self._own_threads = own_threads
+        self._watches: list[Watch] = []  # it may be entered again inside itself
 
     def __enter__(self) -> None:
-        self._watch = Watch()
+        self._watches.append(Watch(threading.get_ident(), *self._own_threads))
 
     def __exit__(
         self,
@@ -105,10 +114,11 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        watch = self._watches.pop()
         if exc_type is not None:
             return
         deadline = time.monotonic() + self._timeout
-        while leaks := self._watch.leaks():
+        while leaks := watch.leaks():
             if time.monotonic() >= deadline:
                 first = f"{len(leaks)} database connection(s) left open by other threads:"
                 raise ConnectionLeakError("\n".join([first, *leaks]))
@@ -117,11 +127,14 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
     def __call__(self, decorated: Callable[P, R]) -> Callable[P, R]:
         if isinstance(decorated, type):
             raise TypeError(f"assert_no_open_connections decorates functions, not {decorated!r}")
+        check_decorated("assert_no_open_connections", decorated, coroutines=True)
         checked: Any
         if inspect.iscoroutinefunction(decorated):
 
             async def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with _NoOpenConnections(self._timeout):
+                # Where the ORM works for this coroutine: in an asynchronous test, the test's thread.
+                orm_thread = await sync_to_async(threading.get_ident)()
+                with _NoOpenConnections(self._timeout, orm_thread):
                     return await decorated(*args, **kwargs)
 
         else:
@@ -133,10 +146,16 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
         return functools.wraps(decorated)(checked)
 
 
-def assert_no_open_connections(*, timeout: float = 1.0) -> _NoOpenConnections:
+@overload
+def assert_no_open_connections(*, timeout: float = 1.0) -> _NoOpenConnections: ...
+@overload
+def assert_no_open_connections(
+    decorated: Callable[P, R], /, *, timeout: float = 1.0
+) -> Callable[P, R]: ...
+def assert_no_open_connections(decorated: Any = None, /, *, timeout: float = 1.0) -> Any:
     """Fail if a thread was left with a database connection that was opened in this block.
 
-    A context manager, and a decorator for functions and coroutine functions::
+    A context manager, and a decorator for functions and coroutine functions, bare or called::
 
         with assert_no_open_connections():
             import_orders()
@@ -156,7 +175,8 @@ def assert_no_open_connections(*, timeout: float = 1.0) -> _NoOpenConnections:
             tracing (`python -X tracemalloc=25`). Not raised if the block itself raises.
         TypeError: the decorated object is a class.
     """
-    return _NoOpenConnections(timeout)
+    check = _NoOpenConnections(timeout)
+    return check if decorated is None else check(decorated)
 
 
 def drain(timeout: float = 10.0) -> None:
@@ -174,6 +194,7 @@ def drain(timeout: float = 10.0) -> None:
             queued tasks, and the names of the tasks that run.
         RuntimeError: called in a worker's task, callback or initializer, which would wait for itself.
     """
+    check_seconds("timeout", timeout)
     if current_holder().executor is not None:
         raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
     deadline = time.monotonic() + timeout
@@ -187,17 +208,28 @@ class ExecutorTestMixin:
     """For a `unittest.TestCase`: drains the executors after each test, before the database is emptied.
 
     Put it before the test case's class: `class ImportTests(ExecutorTestMixin, TransactionTestCase)`.
-    They are drained when the class is done too, after a live server has stopped.
+    They are drained when the class is done too, after a live server has stopped. Its tests run tasks
+    in real workers, where pytest's setting `executors_run_inline` is on too.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(ExecutorTestMixin)]:
+            if issubclass(base, unittest.TestCase) and not issubclass(base, ExecutorTestMixin):
+                raise TypeError(
+                    f"ExecutorTestMixin has to stand before the test case's class: "
+                    f"class {cls.__name__}(ExecutorTestMixin, {base.__name__})"
+                )
 
     @classmethod
     def setUpClass(cls) -> None:
         cls.addClassCleanup(drain)  # type: ignore[attr-defined]
         super().setUpClass()  # type: ignore[misc]
 
-    def setUp(self) -> None:
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        # Not in setUp, which a test case may forget to call.
         self.addCleanup(drain)  # type: ignore[attr-defined]
-        super().setUp()  # type: ignore[misc]
+        return super().run(result)  # type: ignore[misc, no-any-return]
 
     def assertNoOpenConnections(  # noqa: N802 - as unittest's are called
         self, *, timeout: float = 1.0

@@ -8,6 +8,7 @@ touched. The standard library only, so that nothing has to be installed to start
         DATABASES = {"default": django_database(server.url)}
 """
 
+from .cache_servers import Memcached, Redis, start_memcached, start_redis
 from .mariadb import MariaDB, find_mariadb, start_mariadb
 from .pgbouncer import PgBouncer, find_pgbouncer, start_pgbouncer
 from .postgres import Postgres, find_postgres, start_postgres
@@ -16,15 +17,19 @@ from .urls import django_database
 
 __all__ = [
     "MariaDB",
+    "Memcached",
     "MissingServer",
     "PgBouncer",
     "Postgres",
+    "Redis",
     "ServerFailed",
     "django_database",
     "find_mariadb",
     "find_pgbouncer",
     "find_postgres",
     "start_mariadb",
+    "start_memcached",
     "start_pgbouncer",
     "start_postgres",
+    "start_redis",
 ]

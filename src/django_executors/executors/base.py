@@ -5,7 +5,7 @@ submit ──► queue ──► run ──► settle ──► resolve ──�
 
 submit      the standard `submit`, given `run_task` with the task's function in front, so that
             whatever wraps the standard class (tracing, error reporting) sees each task
-run         the task's function, called with its arguments
+run         the task's function, called with its arguments, in a copy of its submitter's context
 settle      what the task opened is closed, however it ended, before anybody hears of its end; or
             kept, if more tasks are queued than workers keep
 resolve     the future gets the result or the exception
@@ -15,11 +15,12 @@ callbacks   done-callbacks run in the worker too, and may use the ORM; so may an
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from django_executors.lifecycle import guard
-from django_executors.lifecycle.ledger import current_holder
+from django_executors.lifecycle import context, guard
+from django_executors.lifecycle.holder import current_holder
 
 from .workqueue import WorkQueue
 
@@ -38,10 +39,22 @@ def begin_worker(
     queue.add_worker(holder)
     if initializer is not None:
         initializer(*initargs)
+    context.begin_worker(holder)
 
 
-def run_task(queue: WorkQueue, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run one task in the calling worker, and let go of what it opened before it resolves."""
+def run_task(
+    queue: WorkQueue,
+    inherited: contextvars.Context | None,
+    fn: Callable[P, R],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Run one task in the calling worker, and let go of what it opened before it resolves.
+
+    Args:
+        inherited: its submitter's context; None: what the initializer left.
+    """
     holder = current_holder()
     if holder.executor is None or holder.task is not None:
         # Somebody has put a `submit` in the standard class's place that calls at once: in the
@@ -51,7 +64,7 @@ def run_task(queue: WorkQueue, fn: Callable[P, R], /, *args: P.args, **kwargs: P
     holder.task = fn
     interrupted = True
     try:
-        result = fn(*args, **kwargs)
+        result = context.run_in_worker(holder, inherited, fn, args, kwargs)
     except Exception:
         interrupted = False
         raise

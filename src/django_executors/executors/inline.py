@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import functools
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.lifecycle.borrowing import callers_connections
+from django_executors.lifecycle.context import run_in_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +38,7 @@ def run_now(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> InlineF
     future.set_running_or_notify_cancel()
     try:
         with callers_connections():
-            result = fn(*args, **kwargs)
+            result = run_in_caller(fn, *args, **kwargs)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is the future's
@@ -49,29 +51,44 @@ def run_now(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> InlineF
         del future  # the error's frames lead back to this one: no cycle
 
 
-class OnceInEachThread:
-    """A pool's initializer, where tasks run in their callers' threads: before the first task in each."""
+class InCallersThreads:
+    """How a pool's tasks run in their callers' threads: each thread is to them what a worker is."""
 
-    def __init__(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        *,
+        inherit_context: bool,
+    ) -> None:
         self._initializer = initializer
         self._initargs = initargs
+        self._inherit_context = inherit_context
         self._local = threading.local()
 
-    def before(self, fn: Callable[P, R]) -> Callable[P, R]:
+    def prepared(self, fn: Callable[P, R]) -> Callable[P, R]:
         """Return the function that is to run in the place of this one."""
-        initializer = self._initializer
-        if initializer is None or hasattr(self._local, "initialized"):
+        if self._initializer is None and self._inherit_context:
             return fn
 
         @functools.wraps(fn)
-        def first(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                initializer(*self._initargs)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                raise BrokenThreadPool("the initializer failed, and the task did not run") from error
-            self._local.initialized = True
-            return fn(*args, **kwargs)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            context = self._initialized()
+            return fn(*args, **kwargs) if self._inherit_context else context.run(fn, *args, **kwargs)
 
-        return first
+        return run
+
+    def _initialized(self) -> contextvars.Context:
+        """Return a copy of what the initializer left in this thread, in which it runs once."""
+        if not hasattr(self._local, "context"):
+            self._local.context = contextvars.Context()
+            try:
+                if self._initializer is not None:
+                    self._local.context.run(self._initializer, *self._initargs)
+            except BaseException as error:
+                del self._local.context
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise BrokenThreadPool("the initializer failed, and the task did not run") from error
+        context: contextvars.Context = self._local.context
+        return context.copy()

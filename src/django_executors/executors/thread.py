@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from django_executors.arguments import check_seconds
+from django_executors.lifecycle import context
 
 from . import inline, living
 from .base import begin_worker, run_task
@@ -13,6 +18,9 @@ from .workqueue import WorkQueue
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: From Python 3.14 on, threads may start in a copy of the context of the thread that starts them.
+_THREADS_INHERIT = bool(getattr(sys.flags, "thread_inherit_context", False))
 
 
 class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
@@ -29,7 +37,8 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     worker may keep its own for the next task, which gets a fresh session on it (CONN_MAX_AGE = 0) or
     the same one until its max age. What an initializer or a callback opened is let go before the
     worker waits; what is left when a worker ends, as it ends. Connections that a worker did not open
-    (the submitter's, a test's, one lent to the thread) are never touched.
+    (the submitter's, a test's, one lent to the thread) are never touched. Cache clients are let go by
+    the same rules: a worker has one set of its own for all its tasks, never the submitter's.
 
     Args:
         max_workers: the most threads at once; default `min(32, cpus + 4)`.
@@ -40,10 +49,15 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         conn_max_idle: for how many seconds a worker may keep its connections while it waits for work;
             never beyond their max age. When you would want it: tasks come one at a time, and
             connecting takes longer than they do. Default 0.0: an idle worker holds nothing.
+        inherit_context: run each task in a copy of its submitter's contextvars, with the submitter's
+            language, time zone, URLconf and script prefix. When you would want False: what the
+            initializer has set is to hold for each task. Either way nothing that a task sets reaches
+            its submitter or the next task.
 
     Raises:
         ValueError: max_workers is not greater than 0, or conn_max_idle is below 0.
-        TypeError: initializer is not callable, or max_workers or conn_max_idle is no number.
+        TypeError: initializer is not callable, max_workers or conn_max_idle is no number, or
+            inherit_context is no bool.
     """
 
     def __init__(
@@ -54,18 +68,21 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         initargs: tuple[Any, ...] = (),
         *,
         conn_max_idle: float = 0.0,
+        inherit_context: bool = True,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if isinstance(conn_max_idle, bool) or not isinstance(conn_max_idle, (int, float)):
-            raise TypeError(f"conn_max_idle must be a number of seconds, not {conn_max_idle!r}")
-        if not conn_max_idle >= 0:
-            raise ValueError(f"conn_max_idle must be 0 or more seconds, not {conn_max_idle!r}")
+        conn_max_idle = check_seconds("conn_max_idle", conn_max_idle)
+        if not isinstance(inherit_context, bool):
+            raise TypeError(f"inherit_context must be True or False, not {inherit_context!r}")
         queue = WorkQueue(conn_max_idle)
         super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
         self._queue = self._work_queue = queue
-        self._in_callers_thread = ImmediateExecutor()
-        self._initializer_inline = inline.OnceInEachThread(initializer, initargs)
+        self._inherit_context = inherit_context
+        self._immediate = ImmediateExecutor()
+        self._in_callers_threads = inline.InCallersThreads(
+            initializer, initargs, inherit_context=inherit_context
+        )
         living.add(queue)
 
     def submit(
@@ -78,8 +95,15 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             BrokenThreadPool: an initializer failed.
         """
         if inline.switched_on:
-            return self._in_callers_thread.submit(self._initializer_inline.before(fn), *args, **kwargs)
-        return super().submit(run_task, self._queue, fn, *args, **kwargs)
+            return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
+        inherited = context.inherit() if self._inherit_context else None
+        if not _THREADS_INHERIT:
+            return super().submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+        # A worker that starts now would keep the context that it starts in for ever.
+        submit = super().submit
+        return contextvars.Context().run(
+            lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Refuse tasks from now on, as the standard class does.
@@ -88,5 +112,5 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             wait: return when all tasks have run and the workers have ended.
             cancel_futures: cancel those that have not begun.
         """
-        self._in_callers_thread.shutdown()
+        self._immediate.shutdown()
         super().shutdown(wait, cancel_futures=cancel_futures)

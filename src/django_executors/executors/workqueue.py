@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from django_executors.lifecycle.ledger import Holder, current_holder
+from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import has_to_let_go, kept_until, release
 
@@ -78,7 +78,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
         A worker keeps only while more tasks are queued than workers keep: of eight that end together
         with three tasks queued, three keep.
         """
-        if not holder.entries:
+        if not (holder.entries or holder.caches):
             return
         with self._lock:
             self._keepers.discard(holder)
@@ -86,12 +86,12 @@ class WorkQueue(queue.SimpleQueue[Any]):
             if reserved:
                 self._keepers.add(holder)
         release(holder, keep=reserved or self._conn_max_idle > 0, interrupted=interrupted)
-        if not holder.entries:
+        if not (holder.entries or holder.caches):
             self.unreserve(holder)
 
     def begin(self, holder: Holder) -> None:
         """A worker has taken a task."""
-        if holder.entries:
+        if holder.entries or holder.caches:
             # Callbacks of the task before may have used the ORM since it ended.
             release(holder, keep=True)
             self.unreserve(holder)
@@ -116,7 +116,9 @@ class WorkQueue(queue.SimpleQueue[Any]):
         if self._tasks:
             running = [task for worker in workers if (task := worker.task) is not None]
             pending = max(0, self.qsize() - len(self._markers))
-            names = ", ".join(map(task_name, running)) or None
+            names = ", ".join(map(task_name, running))
+            if not names and self._busy:
+                names = "a callback or an initializer"
             return f"executor={executor} busy={len(self._busy)} pending={pending} tasks={names}"
         if any(map(has_to_let_go, workers)):
             for _ in workers:
@@ -126,13 +128,14 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def forget_workers(self) -> None:
         """In a forked child: the parent's threads are not here."""
+        self._lock = threading.Lock()  # one of them may have held it
         self._tasks.clear()
         self._busy.clear()
         self._workers.clear()
 
     def _next_or_wait(self, holder: Holder) -> Any:
         """Take the next item, or wait for one, holding connections for as long as that is allowed."""
-        if not holder.entries:
+        if not (holder.entries or holder.caches):
             return super().get()
         with contextlib.suppress(queue.Empty):
             return super().get_nowait()
@@ -155,9 +158,11 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def _end_task(self, holder: Holder) -> None:
         """This worker, between two tasks, has no more to do with the one before."""
-        if holder in self._busy:
-            self._busy.discard(holder)
-            self._drop_mark()
+        try:
+            self._busy.remove(holder)
+        except KeyError:  # it had none, or another thread has seen too that the worker is dead
+            return
+        self._drop_mark()
 
     def _drop_mark(self) -> None:
         if self._tasks:  # a forked child's copy has none

@@ -1,6 +1,7 @@
 """One unit of work and what it holds: the only part of the package that touches django.db.
 
-Importing it puts the hook in place.
+Importing it puts the hooks in place.
 """
 
+from . import caching as caching
 from . import hook as hook

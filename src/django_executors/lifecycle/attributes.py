@@ -16,19 +16,20 @@ class Attributes:
 
     Args:
         volatile: the names that do not count.
-        harmless: says of a name that was not there then whether it may have come since.
+        derived: says of a name that was not there then whether it is computed again when it is gone.
+            It is removed: whoever set it may have set something else than what is computed.
     """
 
-    __slots__ = ("_harmless", "_known", "_names", "_read", "_values")
+    __slots__ = ("_derived", "_known", "_names", "_read", "_values")
 
     def __init__(
         self,
         thing: object,
         volatile: Collection[str],
-        harmless: Callable[[str], bool] = lambda name: False,
+        derived: Callable[[str], bool] = lambda name: False,
     ) -> None:
         now = vars(thing)
-        self._harmless = harmless
+        self._derived = derived
         self._known = {*now, *volatile}
         self._names: list[str] = []
         self._values: tuple[Any, ...] = ()
@@ -57,7 +58,8 @@ class Attributes:
         if now.keys() <= self._known:
             return True
         new = now.keys() - self._known
-        if not all(map(self._harmless, new)):
+        if not all(map(self._derived, new)):
             return False
-        self._known |= new
+        for name in new:
+            del now[name]
         return True

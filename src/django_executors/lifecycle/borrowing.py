@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 from django.conf import settings
@@ -10,6 +11,10 @@ from django.db import connections
 
 from . import ledger
 from .hook import adopt
+
+
+class _Borrower:
+    """One such task. It goes with the block below, however that is left."""
 
 
 @contextlib.contextmanager
@@ -20,16 +25,18 @@ def callers_connections() -> Iterator[None]:
     do. Here that would end the caller's transaction. What the task itself connects, it may close, and
     what the server has ended is closed as ever.
     """
+    borrower = _Borrower()
+    mark = weakref.ref(borrower)
     borrowed: list[ledger.Entry] = []
-    for wrapper in connections.all(initialized_only=True) if settings.configured else ():
-        if wrapper.connection is not None:
-            adopt(wrapper)
-            if (entry := ledger.entry_of(wrapper)) is not None:
-                borrowed.append(entry)
-    for entry in borrowed:
-        entry.borrowers.append(None)
     try:
+        for wrapper in connections.all(initialized_only=True) if settings.configured else ():
+            if wrapper.connection is not None:
+                adopt(wrapper)
+                if (entry := ledger.entry_of(wrapper)) is not None:
+                    entry.borrowers.append(mark)
+                    borrowed.append(entry)
         yield
     finally:
+        # An interruption here leaves dead marks, which count no more.
         for entry in borrowed:
-            entry.borrowers.pop()
+            entry.borrowers.remove(mark)

@@ -13,7 +13,8 @@ import sys
 import threading
 from collections import deque
 
-from . import ledger
+from . import caching, ledger
+from .holder import Holder
 from .inspection import is_open, why_dirty
 
 #: What went wrong at the ends of threads, for a living one to log: (alias, thread name, error).
@@ -29,7 +30,7 @@ class _ThreadEnd:
 
     __slots__ = ("_holder",)
 
-    def __init__(self, holder: ledger.Holder) -> None:
+    def __init__(self, holder: Holder) -> None:
         self._holder = holder
 
     def __del__(self) -> None:
@@ -43,6 +44,8 @@ class _ThreadEnd:
                 or holder.thread_ident != threading.get_ident()
             ):
                 return
+            for alias, why in caching.let_go(holder):
+                failures.append((f"{alias} (a cache)", holder.thread_name, why))
             for entry in holder.copied():
                 wrapper = entry.wrapper()
                 # A wrapper lent to other threads is their lender's to close.
@@ -56,7 +59,7 @@ class _ThreadEnd:
             pass
 
 
-def arm(holder: ledger.Holder) -> None:
+def arm(holder: Holder) -> None:
     """Have the calling thread close what it holds when it ends."""
     if not hasattr(_local, "end"):
         _local.end = _ThreadEnd(holder)

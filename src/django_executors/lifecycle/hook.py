@@ -16,8 +16,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import keeping, ledger, sessions
+from .holder import Holder, current_holder
 from .inspection import has_ended, is_open
-from .ledger import Entry, Holder, current_holder
+from .ledger import Entry
 from .postgresql import PostgreSQLSessions
 
 
@@ -49,7 +50,7 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
     def close() -> None:
         wrapper = reference()
         assert wrapper is not None
-        if entry.borrowers and not has_ended(wrapper):
+        if entry.is_borrowed() and not has_ended(wrapper):
             return
         entry.unpark(wrapper)
         try:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import linecache
 import time
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 from . import ledger
-from .ledger import Entry, current_holder
+from .holder import next_serial
+from .ledger import Entry
 from .listing import info
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class Watch:
     """What was open at one moment, to be told apart from what is opened after it.
 
-    The connections of the calling thread do not count: whoever serves its request, or runs its test,
-    closes them. But for a slot of Django's pool that it has thrown away: nobody can give that back.
+    The connections of the caller's own threads do not count: whoever serves their request, or runs
+    their test, closes them. But for a slot of Django's pool that one has thrown away: nobody can give
+    that back.
+
+    Args:
+        own_threads: their identifiers.
     """
 
-    def __init__(self) -> None:
-        self._thread_ident = current_holder().thread_ident
-        self._serial = ledger.next_serial()
+    def __init__(self, *own_threads: int) -> None:
+        self._own_threads = own_threads
+        self._serial = next_serial()
         self._before = {entry: entry.opened_at for entry in ledger.open_entries()}
 
     def leaks(self) -> list[str]:
@@ -40,7 +50,7 @@ class Watch:
     def _is_own(self, entry: Entry) -> bool:
         # By number, not by holder: a wrapper of its own that it lent before the ledger knew it has a
         # holder of its own. While the calling thread lives, no other one gets its number.
-        return entry.holder.thread_ident == self._thread_ident
+        return entry.holder.thread_ident in self._own_threads
 
 
 def _describe(entry: Entry, now: float) -> str:
@@ -50,7 +60,14 @@ def _describe(entry: Entry, now: float) -> str:
         f"executor={record.executor} task={record.task} age={record.age:.1f}s"
     )
     if entry.wrapper() is None:
-        line += " (left to the garbage collector, which has closed it)"
+        line += " (left to the garbage collector, which has come for it)"
     if entry.origin is None:
         return line
-    return "\n".join([line, "  opened at (most recent call last):", *entry.origin.format()])
+    return "\n".join([line, "  opened at (most recent call last):", *_frames(entry.origin)])
+
+
+def _frames(origin: tracemalloc.Traceback) -> Iterator[str]:
+    for frame in origin:
+        if not frame.filename.startswith(_PACKAGE):
+            yield f'  File "{frame.filename}", line {frame.lineno}'
+            yield f"    {linecache.getline(frame.filename, frame.lineno).strip()}"

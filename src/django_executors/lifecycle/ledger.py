@@ -8,7 +8,6 @@ thread holds.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -22,50 +21,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .attributes import Attributes
 from .closing import close_for_good
+from .holder import Holder, current_holder, next_serial
 from .inspection import backend_pid, is_open, is_pooled
 from .sessions import Snapshot, take_snapshot
-
-_serials = itertools.count(1)
-
-
-class Holder:
-    """What one thread holds. Kept alive by the thread, and by the wrappers that it made."""
-
-    __slots__ = ("entries", "executor", "pid", "scopes", "task", "thread_ident", "thread_name")
-
-    def __init__(self, thread_ident: int) -> None:
-        self.pid = os.getpid()
-        self.thread_ident = thread_ident
-        self.thread_name = _thread_name(self.thread_ident)
-        #: The wrappers that this thread made, open or not, by id.
-        self.entries: dict[int, Entry] = {}
-        #: The executor whose worker this thread is.
-        self.executor: str | None = None
-        #: What it runs now.
-        self.task: Callable[..., Any] | None = None
-        #: The scopes that it is in, outermost first, and the serial numbers at which they began.
-        self.scopes: list[tuple[object, int]] = []
-
-    @property
-    def unit(self) -> int | None:
-        """The serial number at which its unit of work began: what opened since belongs to it."""
-        if self.task is not None and self.executor is not None:
-            return 0
-        return self.scopes[0][1] if self.scopes else None
-
-    def opened_since(self, serial: int) -> list[Entry]:
-        """Return what this thread opened since that serial number was drawn, oldest first."""
-        found = (entry for entry in self.copied() if entry.serial > serial)
-        return sorted(found, key=lambda entry: entry.serial)
-
-    def copied(self) -> tuple[Entry, ...]:
-        """Return the entries as they are now: a collection may strike one out at any moment."""
-        return tuple(self.entries.copy().values())
-
-
-def _thread_name(ident: int) -> str:
-    # Not current_thread(): in a thread that `threading` did not start, it leaves a dummy for ever.
-    return next((t.name for t in threading.enumerate() if t.ident == ident), f"thread-{ident}")
 
 
 class Kept:
@@ -110,9 +68,9 @@ class Entry:
         self.wrapper = weakref.ref(wrapper, lambda _: _abandon(key, holder))
         self.backend_pid: int | None = None
         #: The serial number that was drawn when the wrapper was made.
-        self.born = next(_serials)
+        self.born = next_serial()
         #: A mark for each task that now uses it in its caller's thread, and must not close it.
-        self.borrowers: list[None] = []
+        self.borrowers: list[weakref.ref[Any]] = []
         #: Django was asked to close it since it connected, and has not: SQLite in memory.
         self.close_was_refused = False
         #: It holds a slot of Django's own pool.
@@ -149,7 +107,7 @@ class Entry:
 
     def note_use(self) -> None:
         """Enter that it belongs to the unit of work that runs now."""
-        self.serial = next(_serials)
+        self.serial = next_serial()
 
     def note_closed(self, wrapper: BaseDatabaseWrapper) -> None:
         """Enter that it has closed."""
@@ -162,6 +120,10 @@ class Entry:
         if not is_open(wrapper):  # where closing went wrong, the hook has not seen it
             self.note_closed(wrapper)
         return error
+
+    def is_borrowed(self) -> bool:
+        """Tell whether a task now uses it in its caller's thread, and must not close it."""
+        return any(mark() is not None for mark in self.borrowers)
 
     def is_held(self) -> bool:
         wrapper = self.wrapper()
@@ -185,7 +147,6 @@ class Entry:
 _open: dict[int, Entry] = {}
 #: Those that were left to the garbage collector, which has come.
 abandoned: deque[Entry] = deque(maxlen=1000)
-_local = threading.local()
 #: The parent's connections, in a forked child. Some drivers say goodbye when theirs are collected.
 _inherited: list[object] = []
 
@@ -216,20 +177,6 @@ def entry_of(wrapper: BaseDatabaseWrapper) -> Entry | None:
     return _open.get(id(wrapper))
 
 
-def current_holder() -> Holder:
-    """Return the calling thread's holder."""
-    try:
-        return _local.holder  # type: ignore[no-any-return]
-    except AttributeError:
-        _local.holder = holder = Holder(threading.get_ident())
-        return holder
-
-
-def next_serial() -> int:
-    """Return a number above that of every connection opened so far."""
-    return next(_serials)
-
-
 def _abandon(key: int, holder: Holder) -> None:
     """A wrapper has been collected."""
     if (entry := _open.get(key)) is not None:
@@ -251,14 +198,17 @@ def _after_fork_in_child() -> None:
     for entry in _open.copy().values():
         wrapper = entry.wrapper()
         _inherited.append((wrapper and wrapper.connection, entry.kept))
+        if wrapper is not None and entry.is_borrowed():
+            wrapper.connection = None  # the task may have closed it, as one does before a fork
         entry.kept = None  # or the child would take it up again
     _open.clear()
     abandoned.clear()
-    holder: Holder | None = getattr(_local, "holder", None)
-    if holder is not None:
-        holder.entries.clear()
-        holder.pid = os.getpid()
-        holder.thread_ident = threading.get_ident()
+    holder = current_holder()
+    _inherited.append(holder.caches.copy())
+    holder.caches.clear()
+    holder.entries.clear()
+    holder.pid = os.getpid()
+    holder.thread_ident = threading.get_ident()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import guard, keeping
+from . import caching, guard, keeping
+from .holder import Holder
 from .inspection import is_open, never_closes, why_dirty
-from .ledger import Entry, Holder
+from .ledger import Entry
 from .naming import task_name
 
 logger = logging.getLogger(__name__)
@@ -30,19 +31,26 @@ def release(holder: Holder, *, keep: bool = False, interrupted: bool = False) ->
         interrupted: the task ended by an exception that is no `Exception`, so that a query of which
             Django knows nothing may be under way.
     """
-    if not holder.entries and not guard.failures:
+    if not (holder.entries or holder.caches or guard.failures):
         return
-    if _release(holder, holder.copied(), keep=keep, interrupted=interrupted):
+    amiss: list[_Amiss] = []
+    if keep and not interrupted:
+        caching.keep(holder)
+    else:  # an interrupted client may have an answer under way, which the next task would get
+        amiss = _let_go_of_caches(holder, 0, forget=True)
+    if _release(holder, holder.copied(), amiss, keep=keep, interrupted=interrupted):
         # A log handler of the project's may have used the ORM meanwhile.
-        _release(holder, holder.copied(), keep=keep, report=False)
+        _release(holder, holder.copied(), [], keep=keep, report=False)
 
 
 def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
     """Return until when the calling worker may keep what it holds without work; None: not at all."""
-    kept = [entry.kept for entry in holder.copied() if entry.kept is not None]
-    if not kept or conn_max_idle <= 0:
+    if conn_max_idle <= 0:
         return None
-    return min(min(one.since + conn_max_idle, one.expires_at) for one in kept)
+    kept = [entry.kept for entry in holder.copied() if entry.kept is not None]
+    until = [min(one.since + conn_max_idle, one.expires_at) for one in kept]
+    until += [since + conn_max_idle for since in caching.kept_since(holder)]
+    return min(until, default=None)
 
 
 def has_to_let_go(holder: Holder) -> bool:
@@ -50,6 +58,8 @@ def has_to_let_go(holder: Holder) -> bool:
 
     Any thread may ask.
     """
+    if holder.caches:
+        return True
     for entry in holder.copied():
         wrapper = entry.wrapper()
         if wrapper is not None and entry.holds(wrapper) and not never_closes(wrapper):
@@ -68,13 +78,21 @@ def release_since(
         keep_wrappers: the younger ones stay too.
     """
     born = float("inf") if keep_wrappers else serial
-    if _release(holder, holder.opened_since(serial), born=born, interrupted=interrupted):
-        _release(holder, holder.opened_since(serial), born=born, report=False)
+    # A worker's clients are its own until its task has ended: whoever holds one may go on using it.
+    amiss = _let_go_of_caches(holder, serial, forget=holder.executor is None and not keep_wrappers)
+    if _release(holder, holder.opened_since(serial), amiss, born=born, interrupted=interrupted):
+        _release(holder, holder.opened_since(serial), [], born=born, report=False)
+
+
+def _let_go_of_caches(holder: Holder, serial: int, *, forget: bool) -> list[_Amiss]:
+    errors = caching.let_go(holder, since=serial, forget=forget)
+    return [(f"{alias} (a cache)", "an error on closing", error) for alias, error in errors]
 
 
 def _release(
     holder: Holder,
     entries: Iterable[Entry],
+    amiss: list[_Amiss],
     *,
     keep: bool = False,
     born: float = 0,
@@ -84,12 +102,12 @@ def _release(
     """Do it, and tell whether anything was logged.
 
     Args:
+        amiss: what went wrong already.
         born: wrappers that are younger are dropped, if anything was left on them.
     """
-    amiss: list[_Amiss] = []
     for entry in entries:
         wrapper = entry.wrapper()
-        if wrapper is None:
+        if wrapper is None or entry.is_borrowed():
             continue
         if keep and keeping.keep(entry, wrapper, interrupted=interrupted):
             continue

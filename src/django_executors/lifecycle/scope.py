@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from types import NoneType, TracebackType
 from typing import ParamSpec, TypeVar, overload
@@ -11,8 +10,10 @@ from typing import ParamSpec, TypeVar, overload
 from django.db.transaction import TransactionManagementError
 from django.utils.asyncio import async_unsafe
 
+from django_executors.arguments import check_decorated
+
+from .holder import current_holder, next_serial
 from .inspection import uncommitted
-from .ledger import current_holder, next_serial
 from .release import release_since
 
 P = ParamSpec("P")
@@ -84,20 +85,7 @@ def connection_scope(fn: Callable[P, R] | None = None, /) -> ConnectionScope | C
     """
     if fn is None:
         return ConnectionScope()
-    if not callable(fn):
-        raise TypeError(f"connection_scope decorates a function, not {fn!r}")
-    for is_unfit, kind in (
-        (inspect.iscoroutinefunction, "coroutine"),
-        (inspect.isasyncgenfunction, "asynchronous generator"),
-        (inspect.isgeneratorfunction, "generator"),
-    ):
-        if is_unfit(fn) or is_unfit(type(fn).__call__):
-            raise TypeError(
-                f"connection_scope cannot decorate the {kind} function "
-                f"{getattr(fn, '__qualname__', fn)}: its body "
-                f"runs after the call has returned. Use `with connection_scope():` around the "
-                f"synchronous part"
-            )
+    check_decorated("connection_scope", fn)
 
     @functools.wraps(fn)
     def scoped(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -167,6 +167,7 @@ _VOLATILE = frozenset(
         "connection",
         "health_check_done",
         "health_check_enabled",
+        "queries_log",
         "rollback_exc",
         "run_commit_hooks_on_set_autocommit_on",
         "savepoint_state",
@@ -187,5 +188,5 @@ def wrapper_state(wrapper: BaseDatabaseWrapper) -> Attributes | None:
     return Attributes(
         wrapper,
         _VOLATILE,
-        harmless=lambda name: isinstance(getattr(django_class, name, None), cached_property),
+        derived=lambda name: isinstance(getattr(django_class, name, None), cached_property),
     )

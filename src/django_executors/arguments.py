@@ -1,0 +1,50 @@
+"""Checks of what callers pass in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "coroutine": inspect.iscoroutinefunction,
+    "asynchronous generator": inspect.isasyncgenfunction,
+    "generator": inspect.isgeneratorfunction,
+}
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a number of seconds, of 0 or more.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is below 0, not a number (NaN), or too large for a float.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large: float('inf') stands for ever") from None
+
+
+def check_decorated(decorator: str, fn: Any, *, coroutines: bool = False) -> None:
+    """Refuse a function whose body runs after the call has returned.
+
+    Args:
+        coroutines: the decorator knows how to decorate coroutine functions.
+
+    Raises:
+        TypeError: it is such a function, or none.
+    """
+    if not callable(fn):
+        raise TypeError(f"{decorator} decorates a function, not {fn!r}")
+    for kind, is_one in _KINDS.items():
+        if (is_one(fn) or is_one(type(fn).__call__)) and not (coroutines and kind == "coroutine"):
+            raise TypeError(
+                f"{decorator} cannot decorate the {kind} function "
+                f"{getattr(fn, '__qualname__', fn)}: its body runs after the call has returned. Use "
+                f"`with {decorator}():` around the synchronous part"
+            )
