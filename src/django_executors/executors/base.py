@@ -63,8 +63,9 @@ def run_task(
     queue.begin(holder)
     holder.task = fn
     interrupted = True
+    task_context = holder.context.copy() if inherited is None else inherited
     try:
-        result = context.run_in_worker(holder, inherited, fn, args, kwargs)
+        result = task_context.run(context.run, holder, fn, args, kwargs)
     except Exception:
         interrupted = False
         raise
@@ -72,6 +73,8 @@ def run_task(
         interrupted = False
         return result
     finally:
+        # The error's traceback has this frame, and whoever keeps the error would keep the request.
+        del inherited, task_context
         queue.settle(holder, interrupted=interrupted)
         holder.task = None
         holder.scopes.clear()

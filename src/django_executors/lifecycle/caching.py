@@ -25,17 +25,24 @@ from .holder import Holder, current_holder, next_serial
 class AsyncRoute(ThreadSensitiveContext):
     """By which asgiref finds the thread in which async code in a worker's task runs synchronous code.
 
-    Whatever that thread makes is let go when the task ends, as what the worker makes is.
+    What other threads make for the task is the worker's to let go of, when the task ends.
     """
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__()
+        self.holder = holder
 
 
 class Client:
     """One cache client, which one thread uses."""
 
-    __slots__ = ("alias", "backend", "kept_since", "serial", "settings")
+    __slots__ = ("alias", "backend", "kept_since", "serial", "settings", "thread_ident")
 
-    def __init__(self, alias: str, backend: Callable[[], BaseCache | None], settings: Any) -> None:
+    def __init__(
+        self, alias: str, backend: Callable[[], BaseCache | None], settings: Any, thread_ident: int
+    ) -> None:
         self.alias = alias
+        self.thread_ident = thread_ident
         #: Returns it, or None if nobody has it any more.
         self.backend = backend
         self.settings = settings
@@ -58,10 +65,13 @@ def kept_since(holder: Holder) -> list[float]:
     return [client.kept_since for client in holder.caches if client.kept_since is not None]
 
 
-def let_go(holder: Holder, *, since: int = 0, forget: bool = True) -> list[tuple[str, BaseException]]:
+def let_go(
+    holder: Holder, *, since: int = 0, forget: bool = True, others: bool = False
+) -> list[tuple[str, BaseException]]:
     """Close the cache clients that this thread has made since that serial number was drawn.
 
     Args:
+        others: only those that other threads, which have done their part, made for this worker's task.
         forget: whatever asks for one next gets a new one. Otherwise they are its clients still, and
             connect again when they are used.
 
@@ -69,7 +79,9 @@ def let_go(holder: Holder, *, since: int = 0, forget: bool = True) -> list[tuple
         The errors, by alias.
     """
     errors: list[tuple[str, BaseException]] = []
-    for client in [each for each in holder.caches if each.serial > since]:
+    for client in holder.caches.copy():
+        if client.serial <= since or (others and client.thread_ident == holder.thread_ident):
+            continue
         backend = client.backend()
         if forget:
             holder.caches.remove(client)
@@ -118,38 +130,33 @@ def _is_a(thing: object, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(thing, getattr(sys.modules[module], name))
 
 
-def _runs_async_part() -> bool:
-    return isinstance(SyncToAsync.thread_sensitive_context.get(None), AsyncRoute)
-
-
 def _install() -> None:
     django_create = caches.create_connection
 
     def create_connection(alias: str) -> Any:
-        from . import guard  # which imports this module
-
-        holder = current_holder()
-        is_worker = holder.executor is not None or _runs_async_part()
+        ident = current_holder().thread_ident
+        route = SyncToAsync.thread_sensitive_context.get(None)
+        holder = route.holder if isinstance(route, AsyncRoute) else current_holder()
+        is_worker = holder.executor is not None
         has_an_end = is_worker or holder.scopes or holder.inline_tasks
         if not (has_an_end or ledger.on_open):
             return django_create(alias)
         settings = caches.settings.get(alias)
         for client in holder.caches if is_worker else ():
-            if client.alias == alias and client.settings is settings:
+            if (client.alias, client.thread_ident) == (alias, ident) and client.settings is settings:
                 client.kept_since = None
                 return client.backend()
         backend: Any = django_create(alias)
         if is_worker and (factory := _django_redis_factory(backend)) is not None:
             # It has one pool for the whole process: what a worker opens has to be its own.
             vars(factory)["_pools"] = {}
-        # A thread that serves one request after another makes new ones in each, without end.
-        holder.caches = [each for each in holder.caches if each.backend() is not None]
+        if not is_worker:
+            # A thread that serves one request after another makes new ones in each, without end.
+            holder.caches = [each for each in holder.caches if each.backend() is not None]
         ref = (lambda: backend) if has_an_end else weakref.ref(backend)
-        holder.caches.append(Client(alias, ref, settings))
+        holder.caches.append(Client(alias, ref, settings, ident))
         if ledger.on_open is not None:
             ledger.on_open(holder)
-        elif is_worker and holder.executor is None:  # asgiref has threads for one call, too
-            guard.arm(holder)
         return backend
 
     # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import decimal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_u
 from django.utils import timezone, translation
 from django.utils.translation import trans_real
 
-from . import caching
+from . import caching, guard
 from .holder import Holder, current_holder, next_serial
 from .release import release
 
@@ -121,24 +122,13 @@ def _forget_caches() -> None:
 
 def begin_worker(holder: Holder) -> None:
     """Prepare the calling worker for `run_in_worker`, when its initializer has run."""
-    holder.async_route = caching.AsyncRoute()
+    holder.async_route = caching.AsyncRoute(holder)
     holder.context = contextvars.copy_context()
     holder.context.run(_forget_caches)
 
 
-def run_in_worker(
-    holder: Holder,
-    inherited: contextvars.Context | None,
-    fn: Callable[..., R],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> R:
-    """Call the task's function in the context that it inherits, or as the initializer left it."""
-    context = holder.context.copy() if inherited is None else inherited
-    return context.run(_run, holder, fn, args, kwargs)
-
-
-def _run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+    """Call the task's function in the calling worker, in its context, which is the current one."""
     # Where `asyncio.run` in a task sends Django's async ORM: to a thread of the worker's own, not to
     # the one that asgiref has for the whole process, which never ends and keeps its connections.
     SyncToAsync.thread_sensitive_context.set(holder.async_route)
@@ -146,6 +136,7 @@ def _run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: di
         for change in changes:
             change()
         _changes.set([])  # or a task that this one submits would do it again
+    _unshare()
     try:
         return fn(*args, **kwargs)
     finally:
@@ -154,6 +145,14 @@ def _run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: di
             with contextlib.suppress(RuntimeError):  # the interpreter exits: it has ended that thread
                 thread.submit(_release_all).result()
             thread.shutdown()
+        if holder.caches:
+            for alias, error in caching.let_go(holder, others=True):
+                guard.failures.append((f"{alias} (a cache)", holder.thread_name, error))
+
+
+def _unshare() -> None:
+    """Give the copy of a context its own precision and flags: it has the same `decimal.Context`."""
+    decimal.setcontext(decimal.getcontext().copy())
 
 
 def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -162,7 +161,9 @@ def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R
     start = next_serial()
     holder.inline_tasks += 1
     try:
-        return contextvars.copy_context().run(fn, *args, **kwargs)
+        context = contextvars.copy_context()
+        context.run(_unshare)
+        return context.run(fn, *args, **kwargs)
     finally:
         holder.inline_tasks -= 1
         # They are known in the copy only, and some are closed by nobody but the garbage collector.
