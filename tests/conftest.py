@@ -7,9 +7,9 @@ import gc
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -29,6 +29,8 @@ from .drain_project.run import TEST_DATABASES
 from .gates import Gate
 from .observers import MariaDBObserver, MemcachedObserver, PostgresObserver, RedisObserver
 from .waiting import wait_until
+
+ObserverT = TypeVar("ObserverT", MariaDBObserver, RedisObserver, MemcachedObserver)
 
 _running = contextlib.ExitStack()
 _not_run: list[str] = []
@@ -93,6 +95,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"not run: {reason}")
 
 
+def _observe(kind: Callable[[str], ObserverT], variable: str, server: str) -> Iterator[ObserverT]:
+    if variable not in os.environ:
+        pytest.skip(f"no {server}")
+    with contextlib.closing(kind(os.environ[variable])) as observer:
+        yield observer
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresObserver]:
     """What PostgreSQL says of its clients."""
@@ -103,28 +112,19 @@ def postgres() -> Iterator[PostgresObserver]:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDBObserver]:
     """What MariaDB says of its clients."""
-    if "TEST_MARIADB_URL" not in os.environ:
-        pytest.skip("no MariaDB")
-    with contextlib.closing(MariaDBObserver(os.environ["TEST_MARIADB_URL"])) as observer:
-        yield observer
+    yield from _observe(MariaDBObserver, "TEST_MARIADB_URL", "MariaDB")
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[RedisObserver]:
     """What Redis says of its clients."""
-    if "TEST_REDIS_URL" not in os.environ:
-        pytest.skip("no Redis")
-    with contextlib.closing(RedisObserver(os.environ["TEST_REDIS_URL"])) as observer:
-        yield observer
+    yield from _observe(RedisObserver, "TEST_REDIS_URL", "Redis")
 
 
 @pytest.fixture(scope="session")
 def memcached() -> Iterator[MemcachedObserver]:
     """What memcached says of its clients."""
-    if "TEST_MEMCACHED_ADDRESS" not in os.environ:
-        pytest.skip("no memcached")
-    with contextlib.closing(MemcachedObserver(os.environ["TEST_MEMCACHED_ADDRESS"])) as observer:
-        yield observer
+    yield from _observe(MemcachedObserver, "TEST_MEMCACHED_ADDRESS", "memcached")
 
 
 @pytest.fixture(params=ALIASES)

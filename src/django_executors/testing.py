@@ -117,12 +117,9 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
         watch = self._watches.pop()
         if exc_type is not None:
             return
-        deadline = time.monotonic() + self._timeout
-        while leaks := watch.leaks():
-            if time.monotonic() >= deadline:
-                first = f"{len(leaks)} database connection(s) left open by other threads:"
-                raise ConnectionLeakError("\n".join([first, *leaks]))
-            threading.Event().wait(_PAUSE)
+        if leaks := _left_after(self._timeout, watch.leaks):
+            first = f"{len(leaks)} database connection(s) left open by other threads:"
+            raise ConnectionLeakError("\n".join([first, *leaks]))
 
     def __call__(self, decorated: Callable[P, R]) -> Callable[P, R]:
         if isinstance(decorated, type):
@@ -197,11 +194,16 @@ def drain(timeout: float = 10.0) -> None:
     check_seconds("timeout", timeout)
     if current_holder().executor is not None:
         raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
+    if left := _left_after(timeout, living.unfinished):
+        raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
+
+
+def _left_after(timeout: float, look: Callable[[], list[str]]) -> list[str]:
+    """Look until there is nothing left, or for that many seconds, and return what is."""
     deadline = time.monotonic() + timeout
-    while left := living.unfinished():
-        if time.monotonic() >= deadline:
-            raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
+    while (left := look()) and time.monotonic() < deadline:
         threading.Event().wait(_PAUSE)
+    return left
 
 
 class ExecutorTestMixin:

@@ -1,7 +1,5 @@
 """A private Redis and a private memcached, from the machine's binaries."""
 
-import os
-import shutil
 import signal
 import socket
 import sys
@@ -9,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from .processes import Account, MissingServer, account_for, make_folder
+from .processes import Account, MissingServer, account_for, find_program, make_folder
 from .server import Server
-
-# Debian keeps servers where only root's PATH looks.
-FOLDERS = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin", "/usr/local/bin"]
 
 
 class _CacheServer(Server):
@@ -94,10 +89,9 @@ def start_memcached() -> Memcached:
 
 
 def _start(kind: type[T], user: str) -> T:
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS])
-    found = shutil.which(kind.program, path=path)
+    found = find_program(kind.program)
     if found is None:
         mend = "brew" if sys.platform == "darwin" else "apt-get"
         raise MissingServer(f"{kind.program} is missing: run `{mend} install {kind.package}`")
     account = account_for(user)
-    return kind(make_folder(account), account, Path(found))._start()
+    return kind(make_folder(account), account, found)._start()

@@ -1,18 +1,14 @@
 """A private MariaDB, from the machine's binaries."""
 
-import os
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .processes import Account, MissingServer, account_for, make_folder
+from .processes import Account, MissingServer, account_for, find_program, make_folder
 from .server import Server
 
-# Debian keeps servers where only root's PATH looks.
-FOLDERS = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin"]
 PROTOCOL_VERSION = 10  # the first byte after the header of a server's greeting
 
 
@@ -85,11 +81,10 @@ def find_mariadb() -> tuple[Path, Path]:
     Raises:
         MissingServer: one of them is not here.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS])
-    server = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
-    installer = shutil.which("mariadb-install-db", path=path)
+    server = find_program("mariadbd") or find_program("mysqld")
+    installer = find_program("mariadb-install-db")
     if not (server and installer):
         darwin = sys.platform == "darwin"
         mend = "brew install mariadb" if darwin else "apt-get install mariadb-server"
         raise MissingServer(f"MariaDB is missing: run `{mend}`")
-    return Path(server), Path(installer)
+    return server, installer

@@ -1,7 +1,5 @@
 """A private PgBouncer, from the machine's binary, in front of a private PostgreSQL."""
 
-import os
-import shutil
 import signal
 import socket
 import struct
@@ -10,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .postgres import Postgres
-from .processes import Account, MissingServer, account_for, make_folder
+from .processes import Account, MissingServer, account_for, find_program, make_folder
 from .server import Server
 
-# Debian keeps servers where only root's PATH looks.
-FOLDERS = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin", "/usr/local/bin"]
 MOST_CLIENTS = 500
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # length and code: answered by one byte, S or N
 
@@ -95,8 +91,7 @@ def find_pgbouncer() -> Path:
     Raises:
         MissingServer: it is not here.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS])
-    if found := shutil.which("pgbouncer", path=path):
-        return Path(found)
+    if found := find_program("pgbouncer"):
+        return found
     mend = "brew install pgbouncer" if sys.platform == "darwin" else "apt-get install pgbouncer"
     raise MissingServer(f"PgBouncer is missing: run `{mend}`")

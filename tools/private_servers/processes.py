@@ -37,6 +37,19 @@ class Account:
     gid: int
 
 
+# Debian keeps servers where only root's PATH looks, and Homebrew where no PATH does.
+FOLDERS = [
+    *("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin", "/usr/local/bin"),
+    *("/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin"),
+]
+
+
+def find_program(name: str) -> Path | None:
+    """A server's program, on the PATH or where servers are kept."""
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS]))
+    return Path(found) if found else None
+
+
 def account_for(*names: str) -> Account | None:
     """The first of these users that exists, or else `nobody`; None unless we are root."""
     if os.geteuid() != 0:

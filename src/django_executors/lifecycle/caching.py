@@ -134,9 +134,10 @@ def _install() -> None:
     django_create = caches.create_connection
 
     def create_connection(alias: str) -> Any:
-        ident = current_holder().thread_ident
-        route = SyncToAsync.thread_sensitive_context.get(None)
-        holder = route.holder if isinstance(route, AsyncRoute) else current_holder()
+        holder = current_holder()
+        ident = holder.thread_ident
+        if isinstance(route := SyncToAsync.thread_sensitive_context.get(None), AsyncRoute):
+            holder = route.holder
         is_worker = holder.executor is not None
         has_an_end = is_worker or holder.scopes or holder.inline_tasks
         if not (has_an_end or ledger.on_open):
