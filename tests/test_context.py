@@ -15,7 +15,7 @@ from django.utils import timezone, translation
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor
 from django_executors.executors import thread
-from django_executors.lifecycle import context
+from django_executors.lifecycle import variables
 from django_executors.testing import run_inline
 
 from .gates import Gate
@@ -35,15 +35,15 @@ def start_as_python_3_14_does(self: threading.Thread) -> None:
 
 
 _start = threading.Thread.start
+NAMES = ["caches", "language", "time_zone", "urlconf", "script_prefix", "async_executor"]
 
 
 @pytest.fixture(autouse=True, params=["", "private names moved", "threads inherit"])
 def circumstances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test as things are, where Django moved its variables, and where threads inherit."""
     if request.param == "private names moved":
-        monkeypatch.setattr(context, "_variable", lambda owner, name: None)
-        for name in ("_time_zone", "_urlconf", "_script_prefix", "_executor"):
-            monkeypatch.setattr(context, name, None)
+        for name in NAMES:
+            monkeypatch.setattr(variables, name, variables.Unknown())
     elif request.param == "threads inherit":
         monkeypatch.setattr(thread, "_THREADS_INHERIT", True)
         monkeypatch.setattr(threading.Thread, "start", start_as_python_3_14_does)

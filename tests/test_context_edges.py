@@ -16,7 +16,7 @@ from django.utils.translation import trans_real
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor
 from django_executors.executors import thread
-from django_executors.lifecycle import context
+from django_executors.lifecycle import variables
 from django_executors.testing import run_inline
 
 from .gates import Gate
@@ -101,27 +101,28 @@ def test_what_a_task_sets_is_let_go(task: Callable[[], object]) -> None:
         assert [is_gone(thing) for thing in things] == [True] * 4
 
 
-@pytest.mark.parametrize("name", ["_time_zone", "_urlconf", "_script_prefix", "_executor"])
+@pytest.mark.parametrize("name", ["time_zone", "urlconf", "script_prefix", "async_executor"])
 def test_where_django_keeps_it(name: str) -> None:
     """The private names of Django and asgiref are where they were: else each submit is slower."""
-    assert isinstance(getattr(context, name), contextvars.ContextVar)
+    assert isinstance(getattr(variables, name), contextvars.ContextVar)
 
 
 @pytest.mark.parametrize(("owner", "name"), [(trans_real, "_active"), (caches, "_connections")])
 def test_where_django_keeps_what_settings_replace(owner: object, name: str) -> None:
     """So are those that are looked up at each submit, since `override_settings` replaces them."""
-    assert isinstance(context._variable(owner, name), contextvars.ContextVar)
+    assert isinstance(variables.variable_of(getattr(owner, name)), contextvars.ContextVar)
 
 
 def test_routes_of_asgiref() -> None:
     """What a task's context replaces of asgiref's is where it was."""
     for variable in (
         SyncToAsync.thread_sensitive_context,
-        SyncToAsync.deadlock_context,
         AsyncToSync.async_single_thread_context,
     ):
         assert isinstance(variable, contextvars.ContextVar)
-    assert isinstance(SyncToAsync.context_to_thread_executor, weakref.WeakKeyDictionary)
+    threads = SyncToAsync.context_to_thread_executor
+    assert isinstance(threads, weakref.WeakKeyDictionary)
+    assert threads.data == {}
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "yes"])

@@ -60,7 +60,8 @@ def run_task(
         # Somebody has put a `submit` in the standard class's place that calls at once: in the
         # caller's thread, on the caller's connections.
         return fn(*args, **kwargs)
-    queue.begin(holder)
+    if holder.entries or holder.caches:
+        queue.begin(holder)
     holder.task = fn
     interrupted = True
     task_context = holder.context.copy() if inherited is None else inherited
@@ -75,6 +76,8 @@ def run_task(
     finally:
         # The error's traceback has this frame, and whoever keeps the error would keep the request.
         del inherited, task_context
-        queue.settle(holder, interrupted=interrupted)
+        if holder.entries or holder.caches:
+            queue.settle(holder, interrupted=interrupted)
         holder.task = None
-        holder.scopes.clear()
+        if holder.scopes:
+            holder.scopes.clear()

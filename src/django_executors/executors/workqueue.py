@@ -27,6 +27,8 @@ from django_executors.lifecycle.release import has_to_let_go, kept_until, releas
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
 
+_take = queue.SimpleQueue.get
+
 
 class WorkQueue(queue.SimpleQueue[Any]):
     """A pool's queue. Workers that wait at it hold no connection, but for `conn_max_idle` seconds."""
@@ -44,7 +46,10 @@ class WorkQueue(queue.SimpleQueue[Any]):
         self._keepers: set[Holder] = set()  # guarded by _lock
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        (self._markers if item is None or item is _LET_GO else self._tasks).append(None)
+        if item is None or item is _LET_GO:
+            self._markers.append(None)
+        else:
+            self._tasks.append(None)
         super().put(item)
 
     def add_worker(self, holder: Holder) -> None:
@@ -57,18 +62,27 @@ class WorkQueue(queue.SimpleQueue[Any]):
         # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the
         # queue, to cancel what is in it, does too: in any thread, a task, a callback, an initializer.
         holder = current_holder()
-        while (item := self._taken(super().get_nowait(), holder)) is _LET_GO:
-            pass
+        while (item := _take(self, False)) is _LET_GO:
+            self._markers.pop()
+        self._count(item, holder)
         return item
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         # Only a worker asks for work in this way, and only between two tasks.
         holder = current_holder()
-        self.settle(holder)
-        self._end_task(holder)
-        while (item := self._taken(self._next_or_wait(holder), holder)) is _LET_GO:
+        if holder.entries or holder.caches:
+            self.settle(holder)
+        try:
+            item = _take(self, False)
+        except queue.Empty:
+            item = self._wait(holder)
+        while item is _LET_GO:
+            self._markers.pop()
             release(holder)
+            item = self._wait(holder)
+        self._count(item, holder)
         if item is None:
+            self._end_task(holder)
             release(holder)
         return item
 
@@ -78,8 +92,6 @@ class WorkQueue(queue.SimpleQueue[Any]):
         A worker keeps only while more tasks are queued than workers keep: of eight that end together
         with three tasks queued, three keep.
         """
-        if not (holder.entries or holder.caches):
-            return
         with self._lock:
             self._keepers.discard(holder)
             reserved = self.qsize() - len(self._markers) > len(self._keepers)
@@ -91,10 +103,9 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def begin(self, holder: Holder) -> None:
         """A worker has taken a task."""
-        if holder.entries or holder.caches:
-            # Callbacks of the task before may have used the ORM since it ended.
-            release(holder, keep=True)
-            self.unreserve(holder)
+        # Callbacks of the task before may have used the ORM since it ended.
+        release(holder, keep=True)
+        self.unreserve(holder)
 
     def unreserve(self, holder: Holder) -> None:
         """Count this worker no more among those that keep for a queued task."""
@@ -133,28 +144,26 @@ class WorkQueue(queue.SimpleQueue[Any]):
         self._busy.clear()
         self._workers.clear()
 
-    def _next_or_wait(self, holder: Holder) -> Any:
-        """Take the next item, or wait for one, holding connections for as long as that is allowed."""
-        if not (holder.entries or holder.caches):
-            return super().get()
-        with contextlib.suppress(queue.Empty):
-            return super().get_nowait()
-        self.unreserve(holder)
-        until = kept_until(holder, self._conn_max_idle)
-        while until is not None and (timeout := until - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                return super().get(timeout=min(timeout, threading.TIMEOUT_MAX))
-        release(holder)
-        return super().get()
+    def _wait(self, holder: Holder) -> Any:
+        """Wait for the next item, holding connections for as long as that is allowed."""
+        self._end_task(holder)
+        if holder.entries or holder.caches:
+            self.unreserve(holder)
+            until = kept_until(holder, self._conn_max_idle)
+            while until is not None and (timeout := until - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    return _take(self, True, min(timeout, threading.TIMEOUT_MAX))
+            release(holder)
+        return _take(self)
 
-    def _taken(self, item: Any, holder: Holder) -> Any:
-        if item is None or item is _LET_GO:
+    def _count(self, item: Any, holder: Holder) -> None:
+        """This item is not queued any more."""
+        if item is None:
             self._markers.pop()
-        elif holder in self._workers and holder not in self._busy:
+        elif holder in self._busy or holder not in self._workers:
+            self._drop_mark()  # the task before it has ended, or this one was taken to be cancelled
+        else:
             self._busy.add(holder)
-        else:  # the task before it has ended, or this one was taken to be cancelled
-            self._drop_mark()
-        return item
 
     def _end_task(self, holder: Holder) -> None:
         """This worker, between two tasks, has no more to do with the one before."""

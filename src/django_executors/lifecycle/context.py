@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import decimal
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-import django.urls.base
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.core.cache import caches
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
-from django.utils.translation import trans_real
 
-from . import caching, guard
+from . import caching, guard, variables
 from .holder import Holder, current_holder, next_serial
 from .release import release
 
@@ -33,37 +30,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _variable(owner: object, name: str) -> contextvars.ContextVar[Any] | None:
-    """Return the variable in which a `Local` of Django's is kept, or None if it is not where it was.
-
-    These names of Django's and asgiref's are private. To look into the variable costs little; to ask
-    Django, where nothing was ever set, would cost more than all else between two tasks.
-    """
-    found = getattr(getattr(getattr(owner, name, None), "_storage", None), "_data", None)
-    return found if isinstance(found, contextvars.ContextVar) else None
-
-
-_time_zone = _variable(timezone, "_active")
-_urlconf = _variable(django.urls.base, "_urlconfs")
-_script_prefix = _variable(django.urls.base, "_prefixes")
-_executor = _variable(AsyncToSync, "executors")
-
-
 #: What the variable held when the script prefix was last asked for, in which thread, and the answer.
 _seen_prefix: tuple[object, int, str] = (None, 0, "/")
 
 
-def _may_be_set(variable: contextvars.ContextVar[Any] | None) -> bool:
-    return settings.configured if variable is None else variable.get(None) is not None
-
-
-def _prefix() -> str:
+def _prefix(held: object) -> str:
     """Return the script prefix, which `django.setup()` sets, in the main thread: hence remembered."""
     global _seen_prefix
-    held = _script_prefix and _script_prefix.get(None)
+    if held is None:
+        return "/"
     ident = threading.get_ident()
     seen_held, seen_in, seen = _seen_prefix  # at once: other threads replace it
-    if held is None or held is not seen_held or ident != seen_in:
+    if held is not seen_held or ident != seen_in:
         seen = get_script_prefix()
         _seen_prefix = (held, ident, seen)
     return seen
@@ -78,31 +56,30 @@ _changes: contextvars.ContextVar[list[Callable[[], object]]] = contextvars.Conte
 def inherit() -> contextvars.Context:
     """Return a context for one task that is to be called as the calling thread would call it now."""
     context = contextvars.copy_context()
-    if changes := _find_changes():
-        context.run(_changes.set, changes)
+    # The script prefix alone is what `django.setup()` leaves in the main thread.
+    if variables.is_anything_set() or _prefix(variables.script_prefix.get(None)) != "/":
+        context.run(_changes.set, _find_changes())
     return context
 
 
 def _find_changes() -> list[Callable[[], object]]:
     changes: list[Callable[[], object]] = []
-    if SyncToAsync.deadlock_context.get(False):
-        changes.append(partial(SyncToAsync.deadlock_context.set, False))
-    if (variable := AsyncToSync.async_single_thread_context).get(None) is not None:
-        changes.append(partial(variable.set, None))  # type: ignore[arg-type]
-    if _may_be_set(_executor):
+    if variables.async_thread.get(None) is not None:
+        changes.append(partial(variables.async_thread.set, None))  # type: ignore[arg-type]
+    if variables.async_executor.get(None) is not None:
         changes.append(_forget_executor)
-    if _may_be_set(_variable(caches, "_connections")):  # override_settings replaces it
+    if variables.caches.get(None) is not None:
         changes.append(_forget_caches)
-    if _may_be_set(_variable(trans_real, "_active")):  # likewise
+    if variables.language.get(None) is not None:
         language = translation.get_language()
         changes.append(
             translation.deactivate_all if language is None else partial(translation.activate, language)
         )
-    if settings.configured and _may_be_set(_time_zone):
+    if variables.time_zone.get(None) is not None and settings.configured:
         changes.append(partial(timezone.activate, timezone.get_current_timezone()))
-    if _may_be_set(_urlconf) and (urlconf := get_urlconf()) is not None:
+    if variables.urlconf.get(None) is not None and (urlconf := get_urlconf()) is not None:
         changes.append(partial(set_urlconf, urlconf))
-    if _may_be_set(_script_prefix) and (prefix := _prefix()) != "/":
+    if (prefix := _prefix(variables.script_prefix.get(None))) != "/":
         changes.append(partial(set_script_prefix, prefix))
     return changes
 
@@ -141,7 +118,8 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
         return fn(*args, **kwargs)
     finally:
         threads = SyncToAsync.context_to_thread_executor
-        if threads and (thread := threads.pop(holder.async_route, None)) is not None:
+        # Its dictionary, since the len() of a weak one is slow.
+        if threads.data and (thread := threads.pop(holder.async_route, None)) is not None:  # type: ignore[attr-defined]
             with contextlib.suppress(RuntimeError):  # the interpreter exits: it has ended that thread
                 thread.submit(_release_all).result()
             thread.shutdown()
@@ -152,7 +130,8 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
 
 def _unshare() -> None:
     """Give the copy of a context its own precision and flags: it has the same `decimal.Context`."""
-    decimal.setcontext(decimal.getcontext().copy())
+    if (shared := variables.precision.get(None)) is not None:
+        variables.precision.set(shared.copy())
 
 
 def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
