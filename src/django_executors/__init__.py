@@ -3,7 +3,7 @@
 Importing this opens no connection and needs no settings; it may stand before `django.setup()`.
 """
 
-from .exceptions import ConnectionLeakError, ExecutorError
+from .exceptions import ConnectionLeakError, ConnectionLimitTimeout, ExecutorError
 from .executors.immediate import ImmediateExecutor
 from .executors.thread import ThreadPoolExecutor
 from .lifecycle.listing import ConnectionInfo, all_connections
@@ -12,6 +12,7 @@ from .lifecycle.scope import connection_scope, release_connections
 __all__ = [
     "ConnectionInfo",
     "ConnectionLeakError",
+    "ConnectionLimitTimeout",
     "ExecutorError",
     "ImmediateExecutor",
     "ThreadPoolExecutor",

@@ -22,7 +22,7 @@ from typing import Any
 
 from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.naming import task_name
-from django_executors.lifecycle.release import has_to_let_go, kept_until, release
+from django_executors.lifecycle.release import has_to_let_go, is_limited, kept_until, release
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
@@ -97,7 +97,8 @@ class WorkQueue(queue.SimpleQueue[Any]):
             reserved = self.qsize() - len(self._markers) > len(self._keepers)
             if reserved:
                 self._keepers.add(holder)
-        release(holder, keep=reserved or self._conn_max_idle > 0, interrupted=interrupted)
+        may_idle = self._conn_max_idle > 0 and not is_limited(holder)
+        release(holder, keep=reserved or may_idle, interrupted=interrupted)
         if not (holder.entries or holder.caches):
             self.unreserve(holder)
 

@@ -130,14 +130,18 @@ def _is_a(thing: object, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(thing, getattr(sys.modules[module], name))
 
 
+def holder_in_charge(holder: Holder) -> Holder:
+    """Return the worker for whose task this thread, the calling one, does its part; or itself."""
+    route = SyncToAsync.thread_sensitive_context.get(None)
+    return route.holder if isinstance(route, AsyncRoute) else holder
+
+
 def _install() -> None:
     django_create = caches.create_connection
 
     def create_connection(alias: str) -> Any:
-        holder = current_holder()
-        ident = holder.thread_ident
-        if isinstance(route := SyncToAsync.thread_sensitive_context.get(None), AsyncRoute):
-            holder = route.holder
+        ident = current_holder().thread_ident
+        holder = holder_in_charge(current_holder())
         is_worker = holder.executor is not None
         has_an_end = is_worker or holder.scopes or holder.inline_tasks
         if not (has_an_end or ledger.on_open):

@@ -8,6 +8,7 @@ it is never sent.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -15,9 +16,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from . import keeping, ledger, sessions
+from . import caching, incidents, keeping, ledger, limits, sessions
 from .holder import Holder, current_holder
-from .inspection import has_ended, is_open
+from .inspection import has_ended, is_open, never_closes
 from .ledger import Entry
 from .postgresql import PostgreSQLSessions
 
@@ -38,13 +39,19 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
                 keeping.resume(entry, wrapper) or wrapper.connection is not None
             ):
                 return  # the second is SQLite in memory, which close() leaves open
+            if entry.permit is None and (held_back := _held_back(entry, wrapper)) is not None:
+                ledger.give_back_unused(entry.holder)
+                entry.permit = limits.take(entry.alias, held_back)
             django_class.connect(wrapper)
             entry.note_open(wrapper)
-        except BaseException:
+        except BaseException as error:
             # The socket may be open while its role, time zone or search path is not yet set. Left
             # so, the next query would run on it as whoever logged in.
             if wrapper.connection is not None and wrapper.connection is not before:
                 entry.close(wrapper, dirty=True)
+            if not is_open(wrapper):
+                entry.give_back_permit()
+            incidents.note(entry.alias, error)
             raise
 
     def close() -> None:
@@ -62,6 +69,21 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
 
     vars(wrapper).update(connect=connect, close=close)
     return entry
+
+
+def _held_back(entry: Entry, wrapper: BaseDatabaseWrapper) -> Holder | None:
+    """Return for whom it connects if a ceiling holds for it, or None.
+
+    That is each worker, a thread in a `connection_scope` unless it is the main thread, and the thread
+    of a worker's own in which its task's async code uses the ORM.
+    """
+    holder = current_holder()
+    if entry.holder is not holder or never_closes(wrapper):  # lent to this thread, or of no server
+        return None
+    if holder.scopes and holder.thread_ident != threading.main_thread().ident:
+        return holder
+    worker = caching.holder_in_charge(holder)
+    return worker if worker.executor is not None else None
 
 
 def adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:

@@ -8,7 +8,9 @@ task that makes no query, and done-callbacks meet a fresh session as the next ta
 
 from __future__ import annotations
 
+import contextlib
 import time
+from functools import partial
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -16,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from . import asking, sessions
 from .inspection import is_open, is_pooled, why_dirty
 from .ledger import Entry, Kept
+from .limits import Permit
 
 #: A connection that was idle for less, and whose socket is silent, is taken to be alive
 #: (HikariCP's bypass window, in seconds).
@@ -28,12 +31,17 @@ def keep(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> bo
     Only after a verified clean end: no transaction, no failed query, autocommit on as it was set.
     """
     now = time.monotonic()
-    if entry.kept is not None:  # no query has used it since
-        return now < entry.kept.expires_at and (
-            not entry.kept.fresh or (entry.made is not None and entry.made.still_hold(wrapper))
+    permit = entry.permit
+    if (kept := entry.kept) is not None:  # no query has used it since
+        if kept.is_claimed():
+            entry.note_taken_away(wrapper)
+            return False
+        return now < kept.expires_at and (
+            not kept.fresh or (entry.made is not None and entry.made.still_hold(wrapper))
         )
     if (
         interrupted
+        or (permit is not None and permit.ceiling.is_wanted())
         or not is_open(wrapper)
         or is_pooled(wrapper)
         or wrapper.errors_occurred
@@ -48,9 +56,23 @@ def keep(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> bo
         expires_at = float("inf") if wrapper.close_at is None else wrapper.close_at
     if now >= expires_at or not (_begin_reset(entry, wrapper) if fresh else _begin_rollback(wrapper)):
         return False
-    entry.kept = Kept(wrapper.connection, now, expires_at, fresh=fresh)
+    entry.kept = kept = Kept(wrapper.connection, now, expires_at, fresh=fresh)
     wrapper.connection = None
     wrapper.queries_log.clear()
+    if permit is not None:
+        permit.reclaim = partial(_reclaim, permit, kept)
+        if permit.ceiling.is_wanted():  # since a moment ago
+            permit.reclaim()
+    return True
+
+
+def _reclaim(permit: Permit, kept: Kept) -> bool:
+    """In any thread: close what no task has taken up, for the sake of its permit."""
+    if not kept.claim():
+        return False
+    with contextlib.suppress(Exception):
+        kept.driver.close()
+    permit.give_back()
     return True
 
 
@@ -58,22 +80,24 @@ def resume(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
     """Use the parked connection again, as if Django had just connected.
 
     Returns:
-        False if it is no good any more: then it has been closed.
+        False if it is no good any more, or was taken away for its permit: then it has been closed.
 
     Raises:
         Exception: what Django's `connect()` raised, or a receiver of `connection_created`.
     """
-    kept = entry.kept
-    assert kept is not None
+    kept = entry.take_kept()
+    if kept is None:
+        entry.note_taken_away(wrapper)
+        return False
     now = time.monotonic()
     if (
         now >= kept.expires_at
         or not (_finish_reset(entry, wrapper, kept) if kept.fresh else _finish_rollback(wrapper, kept))
         or not _seems_alive(wrapper, kept, now)
     ):
+        wrapper.connection = kept.driver
         entry.close(wrapper, dirty=False)
         return False
-    entry.kept = None
     entry.note_use()
     if not kept.fresh:
         wrapper.connection = kept.driver

@@ -23,13 +23,14 @@ from .attributes import Attributes
 from .closing import close_for_good
 from .holder import Holder, current_holder, next_serial
 from .inspection import backend_pid, is_open, is_pooled
+from .limits import Permit
 from .sessions import Snapshot, take_snapshot
 
 
 class Kept:
     """A driver's connection that waits for the next task, parked beside its wrapper."""
 
-    __slots__ = ("driver", "expires_at", "fresh", "since")
+    __slots__ = ("_unclaimed", "driver", "expires_at", "fresh", "since")
 
     def __init__(self, driver: Any, since: float, expires_at: float, *, fresh: bool) -> None:
         self.driver = driver
@@ -37,6 +38,21 @@ class Kept:
         self.expires_at = expires_at
         #: Its session was asked to become a new one (CONN_MAX_AGE = 0).
         self.fresh = fresh
+        self._unclaimed = [None]
+
+    def claim(self) -> bool:
+        """Take it, to use or to close it; False if another thread has.
+
+        Its worker, or under a ceiling whoever waits for its permit, may be first.
+        """
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
+
+    def is_claimed(self) -> bool:
+        return not self._unclaimed
 
 
 class Entry:
@@ -53,6 +69,7 @@ class Entry:
         "made",
         "opened_at",
         "origin",
+        "permit",
         "pooled",
         "serial",
         "snapshot",
@@ -73,6 +90,8 @@ class Entry:
         self.borrowers: list[weakref.ref[Any]] = []
         #: Django was asked to close it since it connected, and has not: SQLite in memory.
         self.close_was_refused = False
+        #: Under a ceiling, for as long as it is open.
+        self.permit: Permit | None = None
         #: It holds a slot of Django's own pool.
         self.pooled = False
         self.opened_at = 0.0
@@ -112,6 +131,17 @@ class Entry:
     def note_closed(self, wrapper: BaseDatabaseWrapper) -> None:
         """Enter that it has closed."""
         _open.pop(id(wrapper), None)
+        self.give_back_permit()
+
+    def note_taken_away(self, wrapper: BaseDatabaseWrapper) -> None:
+        """Enter that what was parked beside it has been closed by another thread."""
+        self.kept = None
+        self.note_closed(wrapper)
+
+    def give_back_permit(self) -> None:
+        if (permit := self.permit) is not None:
+            self.permit = None
+            permit.give_back()
 
     def close(self, wrapper: BaseDatabaseWrapper, *, dirty: bool) -> BaseException | None:
         """Close it for good and return what went wrong. See `close_for_good`."""
@@ -131,17 +161,33 @@ class Entry:
 
     def holds(self, wrapper: BaseDatabaseWrapper) -> bool:
         """Tell whether there is a connection, in the wrapper or parked beside it."""
-        return self.kept is not None or is_open(wrapper)
+        kept = self.kept  # at once: another thread's may have ended
+        return (kept is not None and not kept.is_claimed()) or is_open(wrapper)
 
     def unpark(self, wrapper: BaseDatabaseWrapper) -> None:
         """Give the wrapper back what is parked beside it, if anything is, so that it can be closed."""
-        if self.kept is not None:
-            wrapper.connection = self.kept.driver
-            self.kept = None
+        if (kept := self.take_kept()) is not None:
+            wrapper.connection = kept.driver
+
+    def take_kept(self) -> Kept | None:
+        """Take what is parked beside the wrapper, unless it was taken away for its permit."""
+        kept, self.kept = self.kept, None
+        if kept is None or not kept.claim():
+            return None
+        if self.permit is not None:
+            self.permit.reclaim = None
+        return kept
 
     def forget(self, wrapper: BaseDatabaseWrapper) -> None:
         """Strike out a wrapper that will not be used again."""
         _strike_out(id(wrapper), self.holder)
+
+
+def give_back_unused(holder: Holder) -> None:
+    """Give back the permits of connections that were closed behind Django's back."""
+    for entry in holder.copied():
+        if entry.permit is not None and not entry.is_held():
+            entry.give_back_permit()
 
 
 _open: dict[int, Entry] = {}
@@ -188,9 +234,11 @@ def _abandon(key: int, holder: Holder) -> None:
 def _strike_out(key: int, holder: Holder) -> None:
     _open.pop(key, None)
     entry = holder.entries.pop(key, None)
-    if entry is not None and entry.kept is not None:
+    if entry is not None:
         with contextlib.suppress(Exception):  # thrown away with a connection parked beside it
-            entry.kept.driver.close()
+            if (kept := entry.take_kept()) is not None:
+                kept.driver.close()
+        entry.give_back_permit()
 
 
 def _after_fork_in_child() -> None:
@@ -201,6 +249,7 @@ def _after_fork_in_child() -> None:
         if wrapper is not None and entry.is_borrowed():
             wrapper.connection = None  # the task may have closed it, as one does before a fork
         entry.kept = None  # or the child would take it up again
+        entry.permit = None
     _open.clear()
     abandoned.clear()
     holder = current_holder()

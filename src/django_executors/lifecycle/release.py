@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from . import caching, guard, keeping
 from .holder import Holder
 from .inspection import is_open, never_closes, why_dirty
-from .ledger import Entry
+from .ledger import Entry, give_back_unused
 from .naming import task_name
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,17 @@ def release(holder: Holder, *, keep: bool = False, interrupted: bool = False) ->
 
 def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
     """Return until when the calling worker may keep what it holds without work; None: not at all."""
-    if conn_max_idle <= 0:
+    if conn_max_idle <= 0 or is_limited(holder):
         return None
     kept = [entry.kept for entry in holder.copied() if entry.kept is not None]
     until = [min(one.since + conn_max_idle, one.expires_at) for one in kept]
     until += [since + conn_max_idle for since in caching.kept_since(holder)]
     return min(until, default=None)
+
+
+def is_limited(holder: Holder) -> bool:
+    """Tell whether this thread holds one of the connections that a ceiling allows."""
+    return any(entry.permit is not None for entry in holder.copied())
 
 
 def has_to_let_go(holder: Holder) -> bool:
@@ -124,6 +129,7 @@ def _release(
             amiss.append((entry.alias, "an error on closing", error))
         elif reason is not None:
             amiss.append((entry.alias, reason, None))
+    give_back_unused(holder)
     if not report or not (amiss or guard.failures):
         return False
     with contextlib.suppress(BaseException):  # a log handler of the project's, at the end of a task

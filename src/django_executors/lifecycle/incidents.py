@@ -1,0 +1,73 @@
+"""In the incident, unasked: when a server is full, the log says who holds this process's connections."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+from .listing import all_connections
+
+logger = logging.getLogger(__name__)
+
+#: At most one record in so many seconds.
+INTERVAL = 60.0
+
+#: What PostgreSQL and PgBouncer say. An error on connecting has no SQLSTATE in psycopg.
+_FULL = (
+    "too many clients",
+    "remaining connection slots",
+    "too many connections for",
+    "no more connections allowed",
+)
+#: MySQL: too many connections; the user's max_user_connections; the user's resource limit.
+_FULL_NUMBERS = (1040, 1203, 1226)
+
+_turn = threading.Lock()
+_next = float("-inf")  # guarded by _turn
+
+
+def note(alias: str, error: BaseException, now: float | None = None) -> None:
+    """Log who holds what, if connecting failed because the server has no connection left.
+
+    Args:
+        now: by `time.monotonic()`; default: this moment.
+    """
+    if not _says_full(error) or not _turn.acquire(blocking=False):
+        return
+    global _next
+    now = time.monotonic() if now is None else now
+    try:
+        if now < _next:
+            return
+        _next = now + INTERVAL
+    finally:
+        _turn.release()
+    held = [
+        f"alias={one.alias} thread={one.thread_name} executor={one.executor} task={one.task} "
+        f"age={one.age:.1f}s backend_pid={one.backend_pid}"
+        for one in all_connections()
+    ]
+    logger.error(
+        "alias=%s the server has no connection left (%s); this process holds %s%s",
+        alias,
+        str(error).strip(),
+        len(held),
+        "".join(f"\n{line}" for line in held),
+    )
+
+
+def _says_full(error: BaseException) -> bool:
+    if error.args and error.args[0] in _FULL_NUMBERS:
+        return True
+    said = str(error)
+    return any(words in said for words in _FULL)
+
+
+def _after_fork_in_child() -> None:
+    global _turn
+    _turn = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,92 @@
+"""Settings that are wrong are named, with what would be right, at start-up and when they are needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.checks import registry
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_executors import ThreadPoolExecutor, conf
+from django_executors.checks import check_settings
+
+from .subprocesses import WITH_APP, run_python
+from .testapp.models import Entry
+
+MOST = "EXECUTORS_MAX_CONNECTIONS"
+TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
+
+BAD = [
+    (MOST, 16, f"{MOST} must be a dict from database aliases to numbers, not 16"),
+    (MOST, None, f"{MOST} must be a dict from database aliases to numbers, not None"),
+    (MOST, {"nowhere": 16}, f"{MOST} names 'nowhere', which is not in DATABASES: it has 'default', "),
+    (MOST, {1: 16}, f"{MOST} names 1, which is not in DATABASES"),
+    *[
+        (MOST, {"default": most}, f"{MOST}['default'] must be a whole number of 1 or more, not {most!r}")
+        for most in (0, -1, 1.5, "16", True, None)
+    ],
+    *[
+        (TIMEOUT, value, f"{TIMEOUT} must be a number of seconds, not {value!r}")
+        for value in ("30", None, True)
+    ],
+    (TIMEOUT, -1, f"{TIMEOUT} must be 0 or more seconds, not -1"),
+    (TIMEOUT, float("nan"), f"{TIMEOUT} must be 0 or more seconds, not nan"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), BAD)
+def test_wrong_setting(name: str, value: Any, says: str) -> None:
+    """A check says it, and a worker that connects raises it."""
+    with override_settings(**{name: value}):
+        (error,) = check_settings()
+        assert error.id == "django_executors.E001"
+        assert error.msg.startswith(says)
+        with ThreadPoolExecutor(1) as pool:
+            raised = pool.submit(Entry.objects.count).exception(10)
+            assert isinstance(raised, ImproperlyConfigured)
+            assert str(raised) == error.msg
+            assert pool.submit(lambda: "no query").result(10) == "no query"
+
+
+def test_each_wrong_setting_is_said() -> None:
+    """Two wrong settings are two errors."""
+    with override_settings(EXECUTORS_MAX_CONNECTIONS=1, EXECUTORS_CONNECTION_WAIT_TIMEOUT="1"):
+        assert len(check_settings()) == 2
+
+
+@override_settings(
+    EXECUTORS_MAX_CONNECTIONS={"default": 1, "other": 200}, EXECUTORS_CONNECTION_WAIT_TIMEOUT=0
+)
+def test_right_settings() -> None:
+    """Right ones are taken as they are."""
+    assert check_settings() == []
+    assert conf.current() == conf.Conf(
+        max_connections={"default": 1, "other": 200}, connection_wait_timeout=0.0
+    )
+
+
+def test_defaults() -> None:
+    """Without settings there is no ceiling, and the wait is 30 seconds."""
+    assert conf.current() == conf.Conf(max_connections={}, connection_wait_timeout=30.0)
+
+
+def test_check_is_registered_with_the_app() -> None:
+    """`manage.py check` says it where the app is installed."""
+    done = run_python(
+        """
+        from django.core.management import call_command
+        from django.test import override_settings
+        with override_settings(EXECUTORS_MAX_CONNECTIONS={"default": -5}):
+            call_command("check", "--tag", "executors")
+        """,
+        settings=WITH_APP,
+    )
+    assert done.returncode == 1
+    assert "(django_executors.E001) EXECUTORS_MAX_CONNECTIONS['default'] must be" in done.stderr
+
+
+def test_without_the_app_no_check_is_registered() -> None:
+    """Importing the package registers nothing."""
+    assert check_settings not in registry.registry.get_checks()
