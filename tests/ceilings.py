@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
-from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test import override_settings
 
 from django_executors.lifecycle import limits
@@ -34,7 +34,7 @@ class QueriesThenWaits(Gate):
 
 
 class Most:
-    """How many connections Django has had at once, from before it connects until it has closed."""
+    """How many connections psycopg has had at once, from before it connects until it has closed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,25 +49,25 @@ class Most:
 def count_connections(monkeypatch: pytest.MonkeyPatch) -> Most:
     """Count from now on."""
     counted = Most()
-    get_new, close = DatabaseWrapper.get_new_connection, DatabaseWrapper._close
+    connect, close = psycopg.connect, psycopg.Connection.close
 
-    def get_new_connection(self: Any, params: Any) -> Any:
+    def counted_connect(*args: Any, **kwargs: Any) -> Any:
         counted.change(1)
         try:
-            return get_new(self, params)
+            return connect(*args, **kwargs)
         except BaseException:
             counted.change(-1)
             raise
 
-    def _close(self: Any) -> None:
-        is_open = self.connection is not None
+    def counted_close(self: Any) -> None:
+        was_open = not self.closed
         try:
             close(self)
         finally:
-            counted.change(-is_open)
+            counted.change(-was_open)
 
-    monkeypatch.setattr(DatabaseWrapper, "get_new_connection", get_new_connection)
-    monkeypatch.setattr(DatabaseWrapper, "_close", _close)
+    monkeypatch.setattr(psycopg, "connect", counted_connect)
+    monkeypatch.setattr(psycopg.Connection, "close", counted_close)
     return counted
 
 
