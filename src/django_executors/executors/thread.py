@@ -47,8 +47,9 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             `BrokenThreadPool`.
         initargs: its arguments.
         conn_max_idle: for how many seconds a worker may keep its connections while it waits for work;
-            never beyond their max age. When you would want it: tasks come one at a time, and
-            connecting takes longer than they do. Default 0.0: an idle worker holds nothing.
+            never beyond their max age, and not at all under EXECUTORS_MAX_CONNECTIONS. When you would
+            want it: tasks come one at a time, and connecting takes longer than they do. Default 0.0:
+            an idle worker holds nothing.
         inherit_context: run each task in a copy of its submitter's contextvars, with the submitter's
             language, time zone, URLconf and script prefix. When you would want False: what the
             initializer has set is to hold for each task. Either way nothing that a task sets reaches
