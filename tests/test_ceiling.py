@@ -143,8 +143,9 @@ def test_main_and_request_threads_are_not_held_back(holding: Gate, postgres: Pos
         pool.submit(holding)
         holding.wait_for()
         assert Entry.objects.count() == 0
+        connection.close()
         with connection_scope():
-            connections["other"].ensure_connection()
+            assert Entry.objects.count() == 0
 
         def request() -> None:
             found.append(Entry.objects.count())

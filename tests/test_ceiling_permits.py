@@ -11,12 +11,14 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.signals import connection_created
 
-from django_executors import ThreadPoolExecutor, connection_scope
+from django_executors import ThreadPoolExecutor, all_connections, connection_scope
 
 from .ceilings import ceiling
+from .gates import Gate
 from .observers import PostgresObserver
 from .test_fork import fork
 from .testapp.models import Entry
+from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off")
 
@@ -43,6 +45,24 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connections.settings["default"], "PORT", 1)
     run(Entry.objects.count, OperationalError)
     monkeypatch.undo()
+
+
+def test_refused_and_survived(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """A task that was refused, and goes on without the database, holds no permit."""
+
+    def task() -> None:
+        with pytest.raises(OperationalError):
+            Entry.objects.count()
+        gate()
+
+    with ThreadPoolExecutor(2) as pool:
+        with monkeypatch.context() as patch:
+            patch.setitem(connections.settings["default"], "PORT", 1)
+            future = pool.submit(task)
+            gate.wait_for()
+        assert pool.submit(Entry.objects.count).result(10) == 0
+        gate.open()
+        future.result(10)
 
 
 def test_receiver_raises() -> None:
@@ -208,3 +228,39 @@ def test_forked_child_has_all_permits() -> None:
         assert fork(child) == (0, "")
         go_on.set()
         assert future.result(10) == os.getpid()
+
+
+def test_idle_worker_keeps_none() -> None:
+    """With conn_max_idle set, a connection under a ceiling is closed before the future resolves."""
+    found: list[object] = []
+    go_on = threading.Event()
+    with ThreadPoolExecutor(1, conn_max_idle=60.0) as pool:
+        future = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
+        future.add_done_callback(lambda _: found.append(all_connections()))
+        go_on.set()
+    assert found == [()]
+
+
+def test_kept_for_work_that_another_has_taken(gate: Gate) -> None:
+    """With conn_max_idle set, what was kept for queued work goes as soon as its worker is idle."""
+    other, release_other = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        other.set()
+        assert release_other.wait(10)
+
+    with ThreadPoolExecutor(2, conn_max_idle=60.0) as pool:
+        busy = pool.submit(occupy)
+        assert other.wait(10)
+        go_on = threading.Event()
+        keeps = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
+        keeps.add_done_callback(gate)
+        queued = pool.submit(lambda: None)
+        go_on.set()
+        gate.wait_for()
+        assert len(all_connections()) == 1
+        release_other.set()
+        queued.result(10)
+        busy.result(10)
+        gate.open()
+        assert wait_until(all_connections, lambda found: not found) == ()
