@@ -6,6 +6,7 @@ the answer. It ends when standard input does, so that it never outlives the expe
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import queue
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("way", choices=[way.key for way in WAYS])
     parser.add_argument("--callers", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--no-gc", action="store_true")
     options = parser.parse_args()
 
@@ -42,7 +44,7 @@ def main() -> None:
     begun = time.perf_counter()
     failures = workload.run(
         executor,
-        JOBS,
+        list(itertools.islice(itertools.cycle(JOBS), options.jobs)),
         callers=options.callers,
         rounds=options.rounds,
         on_pool=lambda: tell(state="pool"),

@@ -19,3 +19,16 @@ DATABASES = {"default": django_database(os.environ["DATABASE_URL"])}
 if replica_url := os.environ.get("REPLICA_URL"):
     DATABASES["replica"] = django_database(replica_url)
     DATABASE_ROUTERS = ["shop.routers.ReadFromReplica"]
+
+if ceiling := os.environ.get("CEILING"):
+    EXECUTORS_MAX_CONNECTIONS = {"default": int(ceiling)}
+    # However slow the machine: that a thousand jobs take long is not what is shown.
+    EXECUTORS_CONNECTION_WAIT_TIMEOUT = 300.0
+
+# When the server is full, the library logs a line for each connection of the process. Here that is
+# the very thing which is counted, and a hundred lines would be in the way.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"django_executors.lifecycle.incidents": {"level": "CRITICAL"}},
+}

@@ -26,10 +26,11 @@ def chart(runs: Sequence[Run], limit: int, terminal: Terminal) -> str:
         way = row[0].way
         lines.append(terminal.paint(way.title, way.key))
         lines.append(_scale(highest, _limit_line(highest == limit, width, len(row), terminal)))
-        areas = [
-            _area(in_columns(run.samples, width, duration(runs, run.variant)), highest, terminal)
-            for run in row
-        ]
+        areas = []
+        for run in row:
+            counts = in_columns(run.samples, width, duration(runs, run.variant))
+            area = _area(counts, highest, terminal)
+            areas.append(_with_ceiling(area, run.ceiling, highest, terminal) if run.ceiling else area)
         for number, parts in enumerate(zip(*areas, strict=True)):
             painted = (" " * GAP).join(terminal.paint(part, way.key) for part in parts)
             lines.append(_scale(0, painted) if number == HEIGHT - 1 else " " * AXIS + painted)
@@ -43,8 +44,21 @@ def _scale(number: int, rest: str) -> str:
 
 
 def _limit_line(is_limit: bool, width: int, columns: int, terminal: Terminal) -> str:
-    dash = ("╌" if terminal.unicode else "-") if is_limit else " "
+    dash = _dash(terminal) if is_limit else " "
     return (" " * GAP).join([dash * width] * columns)
+
+
+def _with_ceiling(area: list[str], ceiling: int, highest: int, terminal: Terminal) -> list[str]:
+    """Draw the ceiling right above the lines that are below it, behind what is higher."""
+    width = len(area[0])
+    line = f" ceiling {ceiling} ".center(width, _dash(terminal))[:width]
+    at = max(HEIGHT - 1 - -(-ceiling * HEIGHT // highest), 0)
+    behind = "".join(mark if cell == " " else cell for mark, cell in zip(line, area[at], strict=True))
+    return [*area[:at], behind, *area[at + 1 :]]
+
+
+def _dash(terminal: Terminal) -> str:
+    return "╌" if terminal.unicode else "-"
 
 
 def _area(counts: Sequence[int | None], highest: int, terminal: Terminal) -> list[str]:

@@ -24,10 +24,13 @@ class Child:
     def __init__(self, way: Way, variant: Variant, *, url: str, collector: bool) -> None:
         command = [sys.executable, str(SCRIPT), way.key]
         command += ["--callers", str(variant.callers), "--rounds", str(variant.rounds)]
+        command += ["--jobs", str(variant.jobs)]
         # The URL holds a password: a command line is for everyone to read.
         environment = os.environ | {"DATABASE_URL": url}
         if variant.replica:
             environment["REPLICA_URL"] = url
+        if variant.ceiling and way.knows_ceiling:
+            environment["CEILING"] = str(variant.ceiling)
         self._process = subprocess.Popen(
             command if collector else [*command, "--no-gc"],
             env=environment,

@@ -49,6 +49,11 @@ class Run:
     all_connections: int
     samples: list[Sample]
 
+    @property
+    def ceiling(self) -> int | None:
+        """The most connections that it was to have, if anything said so."""
+        return self.variant.ceiling if self.way.knows_ceiling else None
+
 
 def measure(
     way: Way,
@@ -94,7 +99,7 @@ def measure(
         variant=variant,
         peak=max((count for _, count in sampler.samples), default=0),
         left=left,
-        jobs=variant.pools * len(right),
+        jobs=variant.pools * variant.jobs,
         rows=_number(connection, ROWS),
         right_rows=_number(connection, RIGHT_ROWS, list(right), list(right.values())),
         samples=sampler.samples,

@@ -7,9 +7,9 @@ from typing import Any
 
 from .measure import Run
 from .terminal import Terminal
-from .workload import JOBS_PER_POOL, WORKERS
+from .workload import CEILING, WORKERS
 
-COLUMNS = "{:<16}{:>6}{:>6}{:>9}{:>11}{:>13}{:>18}"
+COLUMNS = "{:<16}{:>6}{:>6}{:>8}{:>13}{:>12}{:>18}"
 HEAD = (
     ("", "peak", "left", "seconds", "failures", "connections", "all_connections()"),
     ("", "", "", "", "", ".all()", ""),
@@ -18,14 +18,16 @@ HEAD = (
 #: What the README's table stands between.
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 MARKDOWN = """
-| `{command}`: pools of {workers} workers, {jobs} jobs each | | peak | left | seconds | failed jobs |
+| `{command}`: pools of {workers} workers | | peak | left | seconds | failed jobs |
 |---|---|---:|---:|---:|---:|
 {lines}
 
 Connections as `pg_stat_activity` counts them, at most and at the end. The usual recipe is
-`connection.close()` after each task. Python {python}, Django {django}, and a PostgreSQL {postgresql}
-that allows {max_connections}. The numbers differ from run to run, those of the leaking ways most, as the
-garbage collector comes and goes; the zeros of django-executors do not.
+`connection.close()` after each task. The ceiling, of django-executors alone, is
+`EXECUTORS_MAX_CONNECTIONS = {{"default": {ceiling}}}`. Python {python}, Django {django}, and a
+PostgreSQL {postgresql} that allows {max_connections}. The numbers differ from run to run, those of the
+leaking ways most, as the garbage collector comes and goes; the zeros of django-executors do not, and its
+ceiling holds.
 
 """
 
@@ -39,7 +41,7 @@ def tables(runs: Sequence[Run], terminal: Terminal) -> str:
 
 
 def _table(runs: Sequence[Run], terminal: Terminal) -> Iterator[str]:
-    yield terminal.bold(f"{runs[0].variant.title} ({WORKERS} workers, {JOBS_PER_POOL} jobs each)")
+    yield terminal.bold(f"{runs[0].variant.title} ({WORKERS} workers)")
     for words in HEAD:
         yield COLUMNS.format(*words).rstrip()
     for run in runs:
@@ -69,17 +71,31 @@ def wrong_rows(run: Run) -> str | None:
 
 
 def verdict(runs: Sequence[Run]) -> str:
+    """Whether the rows are right, and whether the ceiling held."""
+    return "\n".join([_on_rows(runs), *(_on_ceiling(run, run.ceiling) for run in runs if run.ceiling)])
+
+
+def _on_rows(runs: Sequence[Run]) -> str:
     if any(wrong_rows(run) for run in runs):
         return "Some rows are wrong: see above."
     rows = sum(run.rows for run in runs)
     return f"Each job that did not fail wrote its row: {rows} rows, all of the right amount."
 
 
+def _on_ceiling(run: Run, ceiling: int) -> str:
+    if run.peak > ceiling:
+        return f"{run.way.title} had {run.peak} connections: that is more than its ceiling of {ceiling}."
+    return (
+        f"Under its ceiling of {ceiling} {run.way.title} had at most {run.peak} connections, "
+        f"and {run.failures} of {run.jobs} jobs failed."
+    )
+
+
 def as_json(runs: Sequence[Run], circumstances: dict[str, Any]) -> str:
     """The numbers for a program: `circumstances`, and the runs without their samples."""
     records = []
     for run in runs:
-        record = asdict(run) | {"way": run.way.key, "variant": run.variant.key}
+        record = asdict(run) | {"way": run.way.key, "variant": run.variant.key, "ceiling": run.ceiling}
         del record["samples"]
         records.append(record)
     return json.dumps(circumstances | {"runs": records}, indent=2) + "\n"
@@ -90,9 +106,8 @@ def with_table(page: str, runs: Sequence[Run], circumstances: dict[str, Any]) ->
     begin, end = MARKS
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
-    table = MARKDOWN.format(
-        **circumstances, workers=WORKERS, jobs=JOBS_PER_POOL, lines="\n".join(_rows(runs))
-    )
+    lines = "\n".join(_rows(runs))
+    table = MARKDOWN.format_map(circumstances | {"workers": WORKERS, "ceiling": CEILING, "lines": lines})
     return before + begin + table + end + after
 
 

@@ -71,6 +71,10 @@ class _Picture:
         yield f'<path class="rule" d="M{x} {base}h{self.wide}"/>'
         if self.top == self.limit:
             yield f'<path class="limit" d="M{x} {y}h{self.wide}"/>'
+        if run.ceiling:
+            ceiling = self._y(run.ceiling, base)
+            yield f'<path class="limit" d="M{x} {ceiling}h{self.wide}"/>'
+            yield text(x + self.wide, ceiling - 5, f"ceiling {run.ceiling}", "faint", anchor="end")
         if first:
             for number in (0, self.top // 2, self.top):
                 yield text(x - 8, self._y(number, base) + 4, str(number), "faint", anchor="end")
@@ -84,7 +88,7 @@ class _Picture:
         yield f'<circle class="{key}" cx="{end}" cy="{heights[-1]}" r="2.5"/>'
         words = f"peak {run.peak}, {run.left} left"
         if run.failures:
-            words += f", {run.failures} of {run.jobs} jobs failed"
+            words += f", {run.failures} failed"
         yield text(x, y - 8, words, "words")
 
     def _y(self, count: int, base: int) -> float:

@@ -27,16 +27,26 @@ class RecipeExecutor(concurrent.futures.ThreadPoolExecutor):
 
 @dataclass(frozen=True)
 class Way:
-    """One kind of pool, what it is called in tables and pictures, and what the title does not say."""
+    """One kind of pool, what it is called in tables and pictures, and what the title does not say.
+
+    With `knows_ceiling` it keeps to that of a variant.
+    """
 
     key: str
     title: str
     executor: type[concurrent.futures.ThreadPoolExecutor]
     note: str = ""
+    knows_ceiling: bool = False
 
 
 WAYS = (
     Way("standard", "standard pool", concurrent.futures.ThreadPoolExecutor),
     Way("recipe", "usual recipe", RecipeExecutor, note="connection.close() after each task"),
-    Way("ours", "django-executors", django_executors.ThreadPoolExecutor),
+    Way(
+        "ours",
+        "django-executors",
+        django_executors.ThreadPoolExecutor,
+        note="the ceiling is its setting EXECUTORS_MAX_CONNECTIONS",
+        knows_ceiling=True,
+    ),
 )

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WORKERS = 20
-JOBS_PER_POOL = 3
+JOBS = 3
+CEILING = 16
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`callers` threads at once, each of which uses `rounds` pools, one after another.
+    """`callers` threads at once, each of which uses `rounds` pools of `jobs` jobs, one after another.
 
-    With `replica`, rows are read from a second alias of the same database.
+    With `replica`, rows are read from a second alias of the same database. `ceiling` is for the ways
+    that know one: the most connections that they may have at once, over all pools.
     """
 
     key: str
@@ -21,7 +23,9 @@ class Variant:
     short_title: str
     callers: int
     rounds: int
+    jobs: int = JOBS
     replica: bool = False
+    ceiling: int | None = None
 
     @property
     def pools(self) -> int:
@@ -33,26 +37,36 @@ def variants(*, quick: bool) -> tuple[Variant, ...]:
     return (
         Variant(
             key="in-turn",
-            title=f"{pools} pools, one after another",
+            title=f"{pools} pools of {JOBS} jobs, one after another",
             short_title="one after another",
             callers=1,
             rounds=pools,
         ),
         Variant(
             key="at-once",
-            title=f"{callers} callers at once, 2 pools each",
-            short_title=f"{callers} callers at once",
+            title=f"{callers} callers at once, 2 pools of {JOBS} jobs each",
+            short_title=f"{callers} at once",
             callers=callers,
             rounds=2,
         ),
         # Two connections for each job, of which the recipe knows one.
         Variant(
             key="replica",
-            title=f"{replica_pools} pools, one after another, reading from a replica",
+            title=f"{replica_pools} pools of {JOBS} jobs, one after another, reading from a replica",
             short_title="with a replica",
             callers=1,
             rounds=replica_pools,
             replica=True,
+        ),
+        # As many workers as jobs: without a ceiling each of them wants a connection at once.
+        Variant(
+            key="ceiling",
+            title=f"{callers} callers at once, a pool of {WORKERS} jobs each, ceiling of {CEILING}",
+            short_title="with a ceiling",
+            callers=callers,
+            rounds=1,
+            jobs=WORKERS,
+            ceiling=CEILING,
         ),
     )
 
