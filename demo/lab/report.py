@@ -9,7 +9,7 @@ from .measure import Run
 from .terminal import Terminal
 from .workload import CEILING, WORKERS
 
-COLUMNS = "{:<16}{:>6}{:>6}{:>8}{:>13}{:>12}{:>18}"
+COLUMNS = "{:<16}{:>6}{:>6}{:>9}{:>13}{:>12}{:>18}"
 HEAD = (
     ("", "peak", "left", "seconds", "failures", "connections", "all_connections()"),
     ("", "", "", "", "", ".all()", ""),
@@ -26,8 +26,8 @@ Connections as `pg_stat_activity` counts them, at most and at the end. The usual
 `connection.close()` after each task. The ceiling, of django-executors alone, is
 `EXECUTORS_MAX_CONNECTIONS = {{"default": {ceiling}}}`. Python {python}, Django {django}, and a
 PostgreSQL {postgresql} that allows {max_connections}. The numbers differ from run to run, those of the
-leaking ways most, as the garbage collector comes and goes; the zeros of django-executors do not, and its
-ceiling holds.
+leaking ways most, as the garbage collector comes and goes; the zeros of django-executors do not, and
+its ceiling holds.
 
 """
 
