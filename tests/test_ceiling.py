@@ -199,6 +199,24 @@ def test_kept_for_a_task_that_makes_no_query(gate: Gate) -> None:
     assert all_connections() == ()
 
 
+@pytest.mark.usefixtures("conn_max_age")
+def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
+    """A worker whose kept connection went to another waits in turn like everybody."""
+    with ceiling(1, timeout=0.05), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
+        with held_up(busy):
+            first = busy.submit(backend)
+            busy.submit(gate)
+            last = busy.submit(backend)
+        gate.wait_for()
+        held = other.submit(holding)
+        holding.wait_for()
+        gate.open()
+        first.result(10)
+        assert isinstance(last.exception(10), ConnectionLimitTimeout)
+        holding.open()
+        held.result(10)
+
+
 def test_busy_pool_gives_way(postgres: PostgresObserver) -> None:
     """A pool with a long queue gives its permit up after a task if another waits for it."""
     began, go_on = threading.Event(), threading.Event()

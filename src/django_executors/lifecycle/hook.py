@@ -39,8 +39,8 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
                 keeping.resume(entry, wrapper) or wrapper.connection is not None
             ):
                 return  # the second is SQLite in memory, which close() leaves open
+            ledger.give_back_unused(entry.holder)
             if entry.permit is None and (held_back := _held_back(entry, wrapper)) is not None:
-                ledger.give_back_unused(entry.holder)
                 entry.permit = limits.take(entry.alias, held_back)
             django_class.connect(wrapper)
             entry.note_open(wrapper)

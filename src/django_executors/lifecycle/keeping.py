@@ -33,11 +33,10 @@ def keep(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> bo
     now = time.monotonic()
     permit = entry.permit
     if (kept := entry.kept) is not None:  # no query has used it since
-        if kept.is_claimed():
-            entry.note_taken_away(wrapper)
-            return False
-        return now < kept.expires_at and (
-            not kept.fresh or (entry.made is not None and entry.made.still_hold(wrapper))
+        return (
+            entry.holds(wrapper)
+            and now < kept.expires_at
+            and (not kept.fresh or (entry.made is not None and entry.made.still_hold(wrapper)))
         )
     if (
         interrupted
@@ -87,7 +86,6 @@ def resume(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
     """
     kept = entry.take_kept()
     if kept is None:
-        entry.note_taken_away(wrapper)
         return False
     now = time.monotonic()
     if (

@@ -133,11 +133,6 @@ class Entry:
         _open.pop(id(wrapper), None)
         self.give_back_permit()
 
-    def note_taken_away(self, wrapper: BaseDatabaseWrapper) -> None:
-        """Enter that what was parked beside it has been closed by another thread."""
-        self.kept = None
-        self.note_closed(wrapper)
-
     def give_back_permit(self) -> None:
         if (permit := self.permit) is not None:
             self.permit = None
@@ -184,9 +179,11 @@ class Entry:
 
 
 def give_back_unused(holder: Holder) -> None:
-    """Give back the permits of connections that were closed behind Django's back."""
-    for entry in holder.copied():
+    """Give back the permits of what was closed behind Django's back, or taken away for its permit."""
+    for key, entry in holder.entries.copy().items():
         if entry.permit is not None and not entry.is_held():
+            _open.pop(key, None)
+            entry.kept = None
             entry.give_back_permit()
 
 
