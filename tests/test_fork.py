@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
-import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +12,7 @@ from django.db import connection, connections
 
 from django_executors import ThreadPoolExecutor, all_connections, connection_scope
 
+from .forking import fork, server_pid
 from .observers import PostgresObserver
 from .testapp.models import Entry
 from .waiting import wait_until
@@ -30,39 +28,6 @@ def alias(request: pytest.FixtureRequest) -> str:
         request.getfixturevalue("mariadb")
     name: str = request.param
     return name
-
-
-def fork(child: Callable[[], object]) -> tuple[int, str]:
-    """Run `child` in a fork; return its exit code and what it had to say when it failed."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 and newer warn of a fork beside threads: that is what is tested here.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(reading)
-            child()
-            code = 0
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as words:
-        said = words.read()
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), said
-
-
-def server_pid(alias: str) -> int:
-    """Ask the server, on this thread's connection: it answers only if the session lives."""
-    sql = "SELECT connection_id()" if alias == "mariadb" else "SELECT pg_backend_pid()"
-    with connections[alias].cursor() as cursor:
-        cursor.execute(sql)
-        pid: int = cursor.fetchone()[0]
-        return pid
 
 
 def child_that_ends_threads() -> None:
@@ -98,6 +63,17 @@ def test_from_the_main_thread(child: Callable[[], None], alias: str) -> None:
     assert info.backend_pid == before
 
 
+def test_own_connection_is_left_to_django(alias: str) -> None:
+    """The forking thread's connection, which no task has opened, is what it was in the child too."""
+    before = server_pid(alias)
+
+    def child() -> None:
+        assert server_pid(alias) == before
+
+    assert fork(child) == (0, "")
+    assert server_pid(alias) == before
+
+
 @pytest.mark.parametrize("child", CHILDREN)
 def test_from_a_task(child: Callable[[], None], alias: str, postgres: PostgresObserver) -> None:
     """A task that forks keeps its connection until its own end."""
@@ -118,13 +94,9 @@ def test_beside_a_thread_that_holds_one(child: Callable[[], None], alias: str) -
     check_beside_a_thread(child, alias)
 
 
-def test_child_that_collects() -> None:
-    """The same when the child collects garbage, the other thread's wrapper among it.
-
-    On PostgreSQL only: mysqlclient, by itself and without this library, then says goodbye to the
-    server on the parent's socket.
-    """
-    check_beside_a_thread(gc.collect, "default")
+def test_child_that_collects(alias: str) -> None:
+    """The same when the child collects garbage, the other thread's wrapper among it."""
+    check_beside_a_thread(gc.collect, alias)
 
 
 def check_beside_a_thread(child: Callable[[], object], alias: str) -> None:

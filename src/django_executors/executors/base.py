@@ -16,12 +16,14 @@ callbacks   done-callbacks run in the worker too, and may use the ORM; so may an
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.lifecycle import context, guard
 from django_executors.lifecycle.holder import current_holder
 
+from .forked import end_process
 from .workqueue import WorkQueue
 
 P = ParamSpec("P")
@@ -38,7 +40,11 @@ def begin_worker(
     guard.arm(holder)
     queue.add_worker(holder)
     if initializer is not None:
-        initializer(*initargs)
+        try:
+            initializer(*initargs)
+        finally:
+            if holder.executor is None:
+                end_process(sys.exc_info()[1])
     context.begin_worker(holder)
 
 
@@ -76,6 +82,8 @@ def run_task(
     finally:
         # The error's traceback has this frame, and whoever keeps the error would keep the request.
         del inherited, task_context
+        if holder.executor is None:  # a forked child
+            end_process(sys.exc_info()[1])
         if holder.entries or holder.caches:
             queue.settle(holder, interrupted=interrupted)
         holder.task = None

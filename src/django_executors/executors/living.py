@@ -1,19 +1,40 @@
-"""The executors of this process, for those who have to wait until all of them are idle."""
+"""The executors of this process: for those who have to wait until all are idle, and for forks."""
 
 from __future__ import annotations
 
 import os
 import weakref
+from typing import TYPE_CHECKING, Protocol
 
-from .workqueue import WorkQueue
+if TYPE_CHECKING:
+    from .workqueue import WorkQueue
 
+
+class Living(Protocol):
+    """What is asked of an executor here."""
+
+    def _begin_anew(self) -> None:
+        """In a forked child: be as it was made, with no threads, no work and free locks."""
+        ...
+
+    def shutdown(self) -> None: ...
+
+
+_executors: dict[int, weakref.ref[Living]] = {}
 _queues: dict[int, weakref.ref[WorkQueue]] = {}
 
 
-def add(queue: WorkQueue) -> None:
-    """Follow this executor, by its queue: workers may outlive an executor that nobody shut down."""
-    key = id(queue)
-    _queues[key] = weakref.ref(queue, lambda _: _queues.pop(key, None))
+def add(executor: Living, queue: WorkQueue) -> None:
+    """Follow this executor, and its queue: workers may outlive an executor that nobody shut down."""
+    key, queue_key = id(executor), id(queue)
+    _executors[key] = weakref.ref(executor, lambda _: _executors.pop(key, None))
+    _queues[queue_key] = weakref.ref(queue, lambda _: _queues.pop(queue_key, None))
+
+
+def executors() -> list[Living]:
+    """Return those that are referred to."""
+    found = (reference() for reference in _executors.copy().values())
+    return [executor for executor in found if executor is not None]
 
 
 def unfinished() -> list[str]:
@@ -21,14 +42,21 @@ def unfinished() -> list[str]:
 
     Idle workers that keep a connection for `conn_max_idle` seconds are told to let go of it.
     """
-    found = (queue for reference in _queues.copy().values() if (queue := reference()) is not None)
-    return [left for queue in found if (left := queue.unfinished()) is not None]
+    return [left for queue in _found_queues() if (left := queue.unfinished()) is not None]
+
+
+def _found_queues() -> list[WorkQueue]:
+    found = (reference() for reference in _queues.copy().values())
+    return [queue for queue in found if queue is not None]
 
 
 def _after_fork_in_child() -> None:
-    for reference in _queues.copy().values():
-        if (queue := reference()) is not None:
-            queue.forget_workers()
+    of_parent = _found_queues()
+    _queues.clear()
+    for queue in of_parent:
+        queue.retire()
+    for executor in executors():
+        executor._begin_anew()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -76,15 +76,30 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         conn_max_idle = check_seconds("conn_max_idle", conn_max_idle)
         if not isinstance(inherit_context, bool):
             raise TypeError(f"inherit_context must be True or False, not {inherit_context!r}")
-        queue = WorkQueue(conn_max_idle)
-        super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
-        self._queue = self._work_queue = queue
+        self._conn_max_idle = conn_max_idle
         self._inherit_context = inherit_context
+        self._users_initializer = initializer, initargs
         self._immediate = ImmediateExecutor()
-        self._in_callers_threads = inline.InCallersThreads(
-            initializer, initargs, inherit_context=inherit_context
+        self._begin(max_workers, thread_name_prefix)
+
+    def _begin(self, max_workers: int | None, thread_name_prefix: str) -> None:
+        """Be a pool without threads and work."""
+        initializer, initargs = self._users_initializer
+        queue = WorkQueue(self._conn_max_idle)
+        concurrent.futures.ThreadPoolExecutor.__init__(
+            self, max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs)
         )
-        living.add(queue)
+        self._queue = self._work_queue = queue
+        self._in_callers_threads = inline.InCallersThreads(
+            initializer, initargs, inherit_context=self._inherit_context
+        )
+        living.add(self, queue)
+
+    def _begin_anew(self) -> None:
+        # Private names of the standard class's: what it was made with, or chose by itself.
+        self._begin(self._max_workers, self._thread_name_prefix or "")
+        if self._immediate._is_shut_down:
+            concurrent.futures.ThreadPoolExecutor.shutdown(self, wait=False)
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs

@@ -8,11 +8,15 @@ its place, for the moments that no public hook reaches:
   initializer before the first one; what they opened is let go here.
 - `put(item)`: a work item is queued, still unseen by any worker. A future that needs a class of its
   own gets it here, by `item.future.__class__`: after `submit` has returned would be a race.
+
+Its `_threads_queues` has the threads that the interpreter's end wakes up and joins.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -20,9 +24,12 @@ import weakref
 from collections import deque
 from typing import Any
 
+from django_executors.exceptions import ExecutorError
 from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import has_to_let_go, is_limited, kept_until, release
+
+from .forked import end_process
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
@@ -40,7 +47,8 @@ class WorkQueue(queue.SimpleQueue[Any]):
         self._markers: deque[None] = deque()
         #: Likewise, what has not ended: tasks, with their callbacks, and initializers.
         self._tasks: deque[None] = deque()
-        self._busy: set[Holder] = set()
+        #: The busy workers, and the futures of what they run.
+        self._busy: dict[Holder, concurrent.futures.Future[Any] | None] = {}
         self._workers: dict[Holder, weakref.ref[threading.Thread]] = {}
         self._lock = threading.Lock()
         self._keepers: set[Holder] = set()  # guarded by _lock
@@ -56,7 +64,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
         """The calling thread is a worker, busy with its initializer until it asks for work."""
         self._workers[holder] = weakref.ref(threading.current_thread())
         self._tasks.append(None)
-        self._busy.add(holder)
+        self._busy[holder] = None
 
     def get_nowait(self) -> Any:
         # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the
@@ -138,12 +146,20 @@ class WorkQueue(queue.SimpleQueue[Any]):
             return f"executor={executor} keeps connections"
         return None
 
-    def forget_workers(self) -> None:
-        """In a forked child: the parent's threads are not here."""
-        self._lock = threading.Lock()  # one of them may have held it
-        self._tasks.clear()
-        self._busy.clear()
-        self._workers.clear()
+    def retire(self) -> None:
+        """In a forked child: the parent's threads are not here, and its work is not done here."""
+        self.__class__ = _ParentsQueue
+        # The future of a task that has ended is done, and its callbacks may run.
+        unfinished = [future for holder, future in self._busy.items() if holder.task is not None]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (item := _take(self, False)) is not None and item is not _LET_GO:
+                    unfinished.append(item.future)
+        for future in filter(None, unfinished):
+            _give_up(future)
+        # Or this thread, at its end, would join itself.
+        threads = getattr(concurrent.futures.thread, "_threads_queues", {})
+        threads.pop(threading.current_thread(), None)
 
     def _wait(self, holder: Holder) -> Any:
         """Wait for the next item, holding connections for as long as that is allowed."""
@@ -163,13 +179,15 @@ class WorkQueue(queue.SimpleQueue[Any]):
             self._markers.pop()
         elif holder in self._busy or holder not in self._workers:
             self._drop_mark()  # the task before it has ended, or this one was taken to be cancelled
+            if holder in self._busy and holder.task is None:
+                self._busy[holder] = item.future
         else:
-            self._busy.add(holder)
+            self._busy[holder] = item.future
 
     def _end_task(self, holder: Holder) -> None:
         """This worker, between two tasks, has no more to do with the one before."""
         try:
-            self._busy.remove(holder)
+            del self._busy[holder]
         except KeyError:  # it had none, or another thread has seen too that the worker is dead
             return
         self._drop_mark()
@@ -177,3 +195,22 @@ class WorkQueue(queue.SimpleQueue[Any]):
     def _drop_mark(self) -> None:
         if self._tasks:  # a forked child's copy has none
             self._tasks.pop()
+
+
+class _ParentsQueue(WorkQueue):
+    """What a queue of the parent's is in a forked child: there, no thread waits at it."""
+
+    def get_nowait(self) -> Any:
+        end_process(None)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        end_process(None)
+
+
+def _give_up(future: concurrent.futures.Future[Any]) -> None:
+    """Make of a forked child's copy of the parent's future one that nobody waits for."""
+    # Anew: a thread that is not here may have held its lock, and the callbacks are the parent's.
+    concurrent.futures.Future.__init__(future)
+    future.set_exception(
+        ExecutorError(f"this task belongs to the parent process, which has forked: pid={os.getppid()}")
+    )

@@ -4,4 +4,5 @@ Importing it puts the hooks in place.
 """
 
 from . import caching as caching
+from . import forking as forking
 from . import hook as hook

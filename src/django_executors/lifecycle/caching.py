@@ -36,7 +36,15 @@ class AsyncRoute(ThreadSensitiveContext):
 class Client:
     """One cache client, which one thread uses."""
 
-    __slots__ = ("alias", "backend", "kept_since", "serial", "settings", "thread_ident")
+    __slots__ = (
+        "__weakref__",
+        "alias",
+        "backend",
+        "kept_since",
+        "serial",
+        "settings",
+        "thread_ident",
+    )
 
     def __init__(
         self, alias: str, backend: Callable[[], BaseCache | None], settings: Any, thread_ident: int
@@ -50,6 +58,14 @@ class Client:
         self.serial = next_serial()
         #: Set while its worker keeps it between two tasks.
         self.kept_since: float | None = None
+
+
+_of_workers: weakref.WeakValueDictionary[int, Client] = weakref.WeakValueDictionary()
+
+
+def of_workers() -> list[Client]:
+    """Return the clients of all workers of this process."""
+    return list(_of_workers.copy().values())
 
 
 def keep(holder: Holder) -> None:
@@ -120,6 +136,19 @@ def _redis_pools(backend: Any) -> dict[Any, Any]:
     return own.copy()
 
 
+def sockets(backend: Any) -> list[Any]:
+    """Return the sockets of a client, as far as its class is known, without waiting for a lock."""
+    found: list[Any] = []
+    with contextlib.suppress(Exception):  # of whatever library, and of whatever version
+        # Private names of redis-py's; there is no public one.
+        for pool in _redis_pools(backend).values():
+            in_use = vars(pool)["_in_use_connections"]
+            found += [each._sock for each in (*vars(pool)["_available_connections"], *in_use)]
+        if _is_a(backend, "django.core.cache.backends.memcached", "PyMemcacheCache"):
+            found += [client.sock for client in backend._cache.clients.values()]
+    return found
+
+
 def _django_redis_factory(backend: Any) -> Any:
     if _is_a(backend, "django_redis.cache", "RedisCache"):
         return getattr(backend.client, "connection_factory", None)
@@ -159,7 +188,10 @@ def _install() -> None:
             # A thread that serves one request after another makes new ones in each, without end.
             holder.caches = [each for each in holder.caches if each.backend() is not None]
         ref = (lambda: backend) if has_an_end else weakref.ref(backend)
-        holder.caches.append(Client(alias, ref, settings, ident))
+        client = Client(alias, ref, settings, ident)
+        holder.caches.append(client)
+        if is_worker:
+            _of_workers[client.serial] = client
         if ledger.on_open is not None:
             ledger.on_open(holder)
         return backend

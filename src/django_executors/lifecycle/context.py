@@ -69,7 +69,7 @@ def _find_changes() -> list[Callable[[], object]]:
     if variables.async_executor.get(None) is not None:
         changes.append(_forget_executor)
     if variables.caches.get(None) is not None:
-        changes.append(_forget_caches)
+        changes.append(forget_caches)
     if variables.language.get(None) is not None:
         language = translation.get_language()
         changes.append(
@@ -88,7 +88,8 @@ def _forget_executor() -> None:
     AsyncToSync.executors.current = None
 
 
-def _forget_caches() -> None:
+def forget_caches() -> None:
+    """Have whatever asks for a cache client next, in the current context, get a new one."""
     nothing: Any = None
     for alias in caches.settings if settings.configured else ():
         # Set before it is deleted: what another thread has put there newer versions of asgiref hide,
@@ -101,7 +102,7 @@ def begin_worker(holder: Holder) -> None:
     """Prepare the calling worker for `run_in_worker`, when its initializer has run."""
     holder.async_route = caching.AsyncRoute(holder)
     holder.context = contextvars.copy_context()
-    holder.context.run(_forget_caches)
+    holder.context.run(forget_caches)
 
 
 def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

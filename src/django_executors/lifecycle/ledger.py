@@ -8,8 +8,6 @@ thread holds.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import time
 import tracemalloc
 import weakref
@@ -190,11 +188,14 @@ def give_back_unused(holder: Holder) -> None:
 _open: dict[int, Entry] = {}
 #: Those that were left to the garbage collector, which has come.
 abandoned: deque[Entry] = deque(maxlen=1000)
-#: The parent's connections, in a forked child. Some drivers say goodbye when theirs are collected.
-_inherited: list[object] = []
 
 #: Called with its holder in each thread that opens a connection. The guard sets it.
 on_open: Callable[[Holder], None] | None = None
+
+
+def all_entries() -> tuple[Entry, ...]:
+    """Return what has connected and was not closed since, in no order."""
+    return tuple(_open.copy().values())
 
 
 def open_entries() -> tuple[Entry, ...]:
@@ -238,23 +239,7 @@ def _strike_out(key: int, holder: Holder) -> None:
         entry.give_back_permit()
 
 
-def _after_fork_in_child() -> None:
-    """Forget the parent's connections: their sockets are the parent's, and are left alone."""
-    for entry in _open.copy().values():
-        wrapper = entry.wrapper()
-        _inherited.append((wrapper and wrapper.connection, entry.kept))
-        if wrapper is not None and entry.is_borrowed():
-            wrapper.connection = None  # the task may have closed it, as one does before a fork
-        entry.kept = None  # or the child would take it up again
-        entry.permit = None
+def forget_all() -> None:
+    """In a forked child: what is open is the parent's."""
     _open.clear()
     abandoned.clear()
-    holder = current_holder()
-    _inherited.append(holder.caches.copy())
-    holder.caches.clear()
-    holder.entries.clear()
-    holder.pid = os.getpid()
-    holder.thread_ident = threading.get_ident()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import decimal
+import threading
 from typing import Protocol
 
 import django.urls.base
@@ -61,6 +62,22 @@ language: Variable = Replaceable(trans_real, "_active")
 time_zone = variable_of(getattr(timezone, "_active", None))
 urlconf = variable_of(getattr(django.urls.base, "_urlconfs", None))
 script_prefix = variable_of(getattr(django.urls.base, "_prefixes", None))
+
+
+def renew_locks() -> None:
+    """In a forked child: a thread that is not here may have held the lock of one of the `Local`s."""
+    owners = (
+        (django_caches, "_connections"),
+        (trans_real, "_active"),
+        (timezone, "_active"),
+        (django.urls.base, "_urlconfs"),
+        (django.urls.base, "_prefixes"),
+        (AsyncToSync, "executors"),
+    )
+    for owner, name in owners:
+        kept_in = getattr(getattr(owner, name, None), "__dict__", {})
+        for lock in kept_in.keys() & {"_lock", "_thread_lock"}:  # newer asgiref, and older
+            kept_in[lock] = threading.RLock()
 
 
 def is_anything_set() -> bool:

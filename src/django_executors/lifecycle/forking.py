@@ -1,0 +1,146 @@
+"""A fork: the child leaves the sockets of the parent's workers alone.
+
+before         hold on to all that is open: CPython drops what the other threads had before any handler
+               runs in the child, and some drivers say goodbye to the server when they are collected
+in the child   keep it for ever, past the interpreter's own end. Put a dead end in the place of each
+               socket that a worker opened: nothing reaches the server, and where the parent closes its
+               side, the server notices. The forking thread is no worker any more, and connects anew
+in the parent  let go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from asgiref.sync import SyncToAsync
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from . import caching, context, ledger, variables
+from .holder import Holder, current_holder
+from .inspection import never_closes
+
+#: An entry, its wrapper and the driver's connection; or a cache client, its backend and None.
+_Held = tuple[Any, Any, Any]
+
+#: What the forking threads hold on to, by thread, while they fork.
+_held: dict[int, list[_Held]] = {}
+#: In a forked child: all that was the parent's.
+_inherited: list[object] = []
+# The interpreter's end would empty the list: one reference to it is never given back.
+with contextlib.suppress(AttributeError):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
+
+
+def _find() -> list[_Held]:
+    """Return all that is open in this process, and the workers' cache clients."""
+    found: list[_Held] = []
+    for entry in ledger.all_entries():
+        wrapper, kept = entry.wrapper(), entry.kept
+        driver = kept.driver if kept is not None else wrapper and wrapper.connection
+        found.append((entry, wrapper, driver))
+    found += [(client, client.backend(), None) for client in caching.of_workers()]
+    return found
+
+
+def _before() -> None:
+    _held[threading.get_ident()] = _find()
+
+
+def _after_in_parent() -> None:
+    _held.pop(threading.get_ident(), None)
+
+
+def _after_in_child() -> None:
+    # Again: uWSGI has the handlers run in the child, and not those before the fork.
+    held = [each for found in (*_held.values(), _find()) for each in found]
+    _held.clear()
+    _inherited.append(held)
+    with contextlib.suppress(OSError), _dead_end() as cut_off:
+        for thing, owner, driver in held:
+            if isinstance(thing, caching.Client):
+                for each in caching.sockets(owner):
+                    cut_off(each)
+            elif thing.holder.executor is not None:
+                cut_off(driver)
+    for entry, wrapper, _ in held:
+        if isinstance(entry, ledger.Entry):
+            entry.kept = entry.permit = None  # or the child would take them up again
+            if wrapper is not None and entry.is_borrowed():
+                wrapper.connection = None  # the task may have closed it, as one does before a fork
+    ledger.forget_all()
+    variables.renew_locks()
+    _forget_pools()
+    holder = current_holder()
+    if holder.executor is not None:
+        _is_no_worker(holder)
+    _inherited.append(holder.caches.copy())
+    holder.caches.clear()
+    holder.entries.clear()
+    holder.pid = os.getpid()
+    holder.thread_ident = threading.get_ident()
+
+
+@contextlib.contextmanager
+def _dead_end() -> Iterator[Callable[[Any], None]]:
+    """Return a function that puts a connection without another side in a socket's place.
+
+    In this process only: the parent's own descriptor is another one.
+    """
+    ours, other = socket.socketpair()
+    other.close()
+
+    def cut_off(thing: Any) -> None:
+        # Of whatever driver: some have no such method, and closed ones raise their own errors.
+        with contextlib.suppress(Exception):
+            fileno = thing.fileno()
+            if stat.S_ISSOCK(os.fstat(fileno).st_mode):
+                os.dup2(ours.fileno(), fileno, inheritable=False)
+
+    with ours:
+        yield cut_off
+
+
+def _is_no_worker(holder: Holder) -> None:
+    """Make of the calling thread, a worker of the parent's, the main thread of this process."""
+    holder.executor = holder.task = None
+    holder.scopes.clear()
+    for entry in holder.copied():
+        wrapper = entry.wrapper()
+        if wrapper is not None and not never_closes(wrapper):  # which has no socket
+            _forget(wrapper)
+    context.forget_caches()
+    if holder.async_route is not None:  # an initializer has none
+        SyncToAsync.context_to_thread_executor.pop(holder.async_route, None)  # its thread is not here
+
+
+def _forget(wrapper: BaseDatabaseWrapper) -> None:
+    """Have the next query make a wrapper of its own, in no transaction, and connect."""
+    _inherited.append(wrapper)
+    wrapper.connection = None
+    with contextlib.suppress(Exception):  # the alias may have left the settings
+        if connections[wrapper.alias] is wrapper:
+            del connections[wrapper.alias]
+
+
+def _forget_pools() -> None:
+    """Have Django make pools anew: those of the parent's would hand out its sockets."""
+    for name in ("postgresql", "oracle"):
+        module = sys.modules.get(f"django.db.backends.{name}.base")
+        # A private name of Django's: the pools of all its wrappers, by alias.
+        pools: dict[object, object] = getattr(
+            getattr(module, "DatabaseWrapper", None), "_connection_pools", {}
+        )
+        _inherited.append(pools.copy())
+        pools.clear()
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
