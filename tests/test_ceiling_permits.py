@@ -14,9 +14,9 @@ from django.db.backends.signals import connection_created
 from django_executors import ThreadPoolExecutor, all_connections, connection_scope
 
 from .ceilings import ceiling
+from .forking import fork
 from .gates import Gate
 from .observers import PostgresObserver
-from .test_fork import fork
 from .testapp.models import Entry
 from .waiting import wait_until
 

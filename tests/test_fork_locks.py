@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db.backends.signals import connection_created
 from django.utils import translation
 from django.utils.translation import trans_real
 
@@ -46,7 +47,7 @@ def held_elsewhere(lock: Any) -> Iterator[None]:
         holder.join(10)
 
 
-@pytest.mark.parametrize("kind", ["submit", "keep", "asgiref"])
+@pytest.mark.parametrize("kind", ["submit", "keep", "asgiref", "signal"])
 def test_lock_that_another_thread_held(kind: str, pool: ThreadPoolExecutor) -> None:
     """A pool's locks, and that of what Django keeps the language in, are not waited for."""
     pool.submit(int).result(10)
@@ -54,6 +55,7 @@ def test_lock_that_another_thread_held(kind: str, pool: ThreadPoolExecutor) -> N
     locks = {
         "submit": pool._shutdown_lock,  # type: ignore[attr-defined]
         "keep": pool._queue._lock,
+        "signal": connection_created.lock,
         "asgiref": language.get("_lock") or language["_thread_lock"],
     }
 

@@ -23,6 +23,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from . import caching, context, ledger, variables
 from .holder import Holder, current_holder
@@ -78,6 +79,7 @@ def _after_in_child() -> None:
                 wrapper.connection = None  # the task may have closed it, as one does before a fork
     ledger.forget_all()
     variables.renew_locks()
+    connection_created.lock = threading.Lock()  # each connect takes it
     _forget_pools()
     holder = current_holder()
     if holder.executor is not None:
