@@ -1,52 +1,68 @@
-"""Real servers: a uvicorn that serves tests/asgi.py, a gunicorn that serves tests/wsgi.py."""
+"""Real servers: of tests/asgi.py, of tests/wsgi.py, and of other projects."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from .subprocesses import ROOT, environment
 
 
-@contextmanager
-def uvicorn(log: Path, **variables: str) -> Iterator[int]:
-    """Serve tests/asgi.py until the end of the block, and give its port."""
-    options = ["--fd={fd}", "--lifespan=off", "--log-level=warning"]
-    command = ["uvicorn", "tests.asgi:application", *options]
-    with _serve(log, command, environment("tests.asgi_settings") | variables) as port:
-        yield port
+class Served(NamedTuple):
+    """A server that runs."""
+
+    process: subprocess.Popen[bytes]
+    port: int
 
 
 @contextmanager
-def gunicorn(log: Path, *options: str) -> Iterator[int]:
-    """Serve tests/wsgi.py until the end of the block, and give its port."""
-    command = ["gunicorn", "tests.wsgi:application", "--bind=fd://{fd}", *options]
-    with _serve(log, command, environment("tests.wsgi_settings")) as port:
-        yield port
+def serve(
+    log: Path, module: str, *options: str, bind: str, cwd: Path, variables: Mapping[str, str]
+) -> Iterator[Served]:
+    """Run a server's module until the end of the block, on a socket that listens already.
 
-
-@contextmanager
-def _serve(log: Path, command: list[str], variables: dict[str, str]) -> Iterator[int]:
+    Args:
+        bind: the option that takes the socket, up to its number.
+    """
     with closing(socket.socket()) as listening, log.open("wb") as output:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)  # clients queue here while the server starts
-        server = subprocess.Popen(
-            [sys.executable, "-m", *(each.format(fd=listening.fileno()) for each in command)],
-            cwd=ROOT,
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, f"{bind}{listening.fileno()}", *options],
+            cwd=cwd,
             env=variables,
             pass_fds=[listening.fileno()],
             stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
-            yield listening.getsockname()[1]
+            yield Served(process, listening.getsockname()[1])
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(20)
+                process.wait(20)
             finally:
-                server.kill()
+                process.kill()
+
+
+@contextmanager
+def uvicorn(log: Path, **variables: str) -> Iterator[int]:
+    """Serve tests/asgi.py until the end of the block, and give its port."""
+    options = ["tests.asgi:application", "--lifespan=off", "--log-level=warning"]
+    found = environment("tests.asgi_settings") | variables
+    with serve(log, "uvicorn", *options, bind="--fd=", cwd=ROOT, variables=found) as served:
+        yield served.port
+
+
+@contextmanager
+def gunicorn(log: Path, *options: str) -> Iterator[int]:
+    """Serve tests/wsgi.py until the end of the block, and give its port."""
+    variables = environment("tests.wsgi_settings")
+    options = ("tests.wsgi:application", *options)
+    with serve(log, "gunicorn", *options, bind="--bind=fd://", cwd=ROOT, variables=variables) as served:
+        yield served.port

@@ -18,6 +18,7 @@ from django_executors import (
     connection_scope,
     release_connections,
 )
+from django_executors.lifecycle import limits
 
 from .ceilings import Most, QueriesThenWaits, ceiling, count_connections, waits
 from .gates import Gate
@@ -182,6 +183,25 @@ def test_scope_in_a_thread_is_held_back(holding: Gate) -> None:
         run()
         holding.open()
     assert found == [0, 0, "no turn"]
+
+
+def test_timeout_is_all_that_is_waited(holding: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has no turn waits for the timeout, and for no more."""
+    waited: list[float] = []
+    wait = limits.Permit.wait
+
+    def note(permit: limits.Permit, timeout: float) -> bool:
+        waited.append(timeout)
+        return wait(permit, timeout)
+
+    with ceiling(1, timeout=0.05), ThreadPoolExecutor(2) as pool:
+        pool.submit(holding)
+        holding.wait_for()
+        monkeypatch.setattr(limits.Permit, "wait", note)
+        error = pool.submit(Entry.objects.count).exception(10)
+        holding.open()
+    assert isinstance(error, ConnectionLimitTimeout)
+    assert waited == [0, 0.05]
 
 
 @pytest.mark.usefixtures("conn_max_age")

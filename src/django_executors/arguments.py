@@ -30,6 +30,21 @@ def check_seconds(name: str, value: object) -> float:
         raise ValueError(f"{name} is too large: float('inf') stands for ever") from None
 
 
+def check_timeout(timeout: object, *, wait: bool) -> float | None:
+    """Return for how many seconds a `shutdown` may wait; None: for as long as it takes.
+
+    Raises:
+        TypeError: it is neither None nor a number.
+        ValueError: it is no number of seconds, or the caller does not wait at all.
+    """
+    if timeout is None:
+        return None
+    seconds = check_seconds("timeout", timeout)
+    if not wait:
+        raise ValueError(f"timeout says how long to wait: timeout={timeout!r} and wait=False exclude it")
+    return seconds
+
+
 def check_decorated(decorator: str, fn: Any, *, coroutines: bool = False) -> None:
     """Refuse a function whose body runs after the call has returned.
 

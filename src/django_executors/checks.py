@@ -1,4 +1,4 @@
-"""What `manage.py check` says of the settings, at each start."""
+"""What `manage.py check` says of the settings."""
 
 from __future__ import annotations
 

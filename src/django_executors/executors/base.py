@@ -45,6 +45,7 @@ def begin_worker(
         finally:
             if holder.executor is None:
                 end_process(sys.exc_info()[1])
+    queue.end_task(holder)
     context.begin_worker(holder)
 
 

@@ -6,6 +6,8 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from django_executors.arguments import check_timeout
+
 from .inline import run_now
 
 P = ParamSpec("P")
@@ -47,6 +49,13 @@ class ImmediateExecutor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(fn, *args, **kwargs)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse tasks from now on. There is nothing to wait for, and nothing to cancel."""
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Refuse tasks from now on. There is nothing to wait for, and nothing to cancel.
+
+        Raises:
+            TypeError, ValueError: a pool would refuse this timeout.
+        """
+        check_timeout(timeout, wait=wait)
         self._is_shut_down = True

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from django_executors.arguments import check_seconds
+from django_executors.arguments import check_seconds, check_timeout
 from django_executors.lifecycle import context
 
 from . import inline, living
 from .base import begin_worker, run_task
+from .ending import end
 from .immediate import ImmediateExecutor
-from .workqueue import WorkQueue
+from .workqueue import WorkQueue, workers_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,12 +122,34 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
         )
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse tasks from now on, as the standard class does.
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Refuse tasks from now on, as the standard class does; with a timeout, return when it is over.
+
+        At the timeout, tasks that have not begun are cancelled: they do not run any more, and their
+        futures' callbacks run in the calling thread. Those that run cannot be stopped. One ERROR record
+        says how many of both there were, by name; there is none if all tasks have run. An exception
+        that ends the waiting, such as KeyboardInterrupt, cancels nothing.
 
         Args:
             wait: return when all tasks have run and the workers have ended.
-            cancel_futures: cancel those that have not begun.
+            cancel_futures: cancel at once those that have not begun. With a timeout they are logged too.
+            timeout: for how many seconds to wait at most. When you would want it: the process is about
+                to end, and whoever ends it will not wait for ever. Default None: as long as it takes.
+
+        Raises:
+            TypeError: timeout is no number.
+            ValueError: timeout is below 0, or given together with `wait=False`.
+            RuntimeError: called with a timeout by one of the pool's own workers, which would wait for
+                itself. (Without one, the standard class raises it too, having refused tasks.)
         """
+        seconds = check_timeout(timeout, wait=wait)
+        if seconds is not None and self._queue.is_worker():
+            raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._immediate.shutdown()
-        super().shutdown(wait, cancel_futures=cancel_futures)
+        if seconds is None:
+            super().shutdown(wait, cancel_futures=cancel_futures)
+        else:
+            super().shutdown(wait=False)
+            end(workers_of(self), self._queue, seconds, cancel_at_once=cancel_futures)

@@ -9,7 +9,9 @@ its place, for the moments that no public hook reaches:
 - `put(item)`: a work item is queued, still unseen by any worker. A future that needs a class of its
   own gets it here, by `item.future.__class__`: after `submit` has returned would be a race.
 
-Its `_threads_queues` has the threads that the interpreter's end wakes up and joins.
+A shutdown with a deadline takes items out of it, as the standard `shutdown(cancel_futures=True)` does,
+and asks them what they were to run. `workers_of` reads the pool's threads; the interpreter's end wakes
+up and joins those in `_threads_queues`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import queue
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from django_executors.exceptions import ExecutorError
@@ -37,6 +39,19 @@ _LET_GO = object()
 _take = queue.SimpleQueue.get
 
 
+def workers_of(executor: concurrent.futures.ThreadPoolExecutor) -> list[threading.Thread]:
+    """Return the threads of a pool that refuses tasks, and so starts no more of them."""
+    return list(executor._threads)
+
+
+def is_alive(worker: threading.Thread) -> bool:
+    """Say whether this thread has not ended.
+
+    On Python 3.11 and 3.12, one whose `join` was interrupted, as by Ctrl-C, says of itself that it has.
+    """
+    return worker.is_alive() or worker in threading.enumerate()
+
+
 class WorkQueue(queue.SimpleQueue[Any]):
     """A pool's queue. Workers that wait at it hold no connection, but for `conn_max_idle` seconds."""
 
@@ -45,10 +60,10 @@ class WorkQueue(queue.SimpleQueue[Any]):
         # What is queued and is no work: the standard pool queues None to wake workers up. A deque
         # counts without a lock: one may be queued by a weak reference's callback, at any allocation.
         self._markers: deque[None] = deque()
-        #: Likewise, what has not ended: tasks, with their callbacks, and initializers.
-        self._tasks: deque[None] = deque()
-        #: The busy workers, and the futures of what they run.
-        self._busy: dict[Holder, concurrent.futures.Future[Any] | None] = {}
+        #: What has not ended: work items, with their callbacks, and workers in their initializers.
+        self._tasks: set[Any] = set()
+        #: Which of these each worker does.
+        self._busy: dict[Holder, Any] = {}
         self._workers: dict[Holder, weakref.ref[threading.Thread]] = {}
         self._lock = threading.Lock()
         self._keepers: set[Holder] = set()  # guarded by _lock
@@ -57,14 +72,19 @@ class WorkQueue(queue.SimpleQueue[Any]):
         if item is None or item is _LET_GO:
             self._markers.append(None)
         else:
-            self._tasks.append(None)
+            self._tasks.add(item)
         super().put(item)
 
     def add_worker(self, holder: Holder) -> None:
         """The calling thread is a worker, busy with its initializer until it asks for work."""
         self._workers[holder] = weakref.ref(threading.current_thread())
-        self._tasks.append(None)
-        self._busy[holder] = None
+        self._tasks.add(holder)
+        self._busy[holder] = holder
+
+    def end_task(self, holder: Holder) -> None:
+        """This worker has no more to do with what it did last: its initializer, or a task."""
+        # It may have done nothing, or another thread may have seen too that the worker is dead.
+        self._tasks.discard(self._busy.pop(holder, None))
 
     def get_nowait(self) -> Any:
         # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the
@@ -90,7 +110,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
             item = self._wait(holder)
         self._count(item, holder)
         if item is None:
-            self._end_task(holder)
+            self.end_task(holder)
             release(holder)
         return item
 
@@ -127,11 +147,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
         Any thread may call this.
         """
-        busy, workers = self._busy.copy(), self._workers.copy()  # in this order: each has a thread
-        for holder in busy:
-            thread = workers[holder]()
-            if thread is None or not thread.is_alive():  # an initializer or a callback has ended it
-                self._end_task(holder)
+        workers = self._forget_dead_workers()
         executor = next((worker.executor for worker in workers), None)
         if self._tasks:
             running = [task for worker in workers if (task := worker.task) is not None]
@@ -146,24 +162,76 @@ class WorkQueue(queue.SimpleQueue[Any]):
             return f"executor={executor} keeps connections"
         return None
 
+    def is_worker(self) -> bool:
+        """Say whether the calling thread is one of the pool's workers."""
+        return current_holder() in self._workers
+
+    def cancel_pending(self, cancelled: Counter[str]) -> None:
+        """Cancel each task that no worker has taken, and count its name in.
+
+        Callbacks of their futures run in the calling thread, which is none of the workers.
+        """
+        try:
+            while True:
+                if (item := self.get_nowait()) is None:
+                    continue
+                future = item.future
+                if not future.cancelled():  # by somebody else
+                    cancelled[self._name_of(item)] += 1
+                if future.cancel():
+                    future.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+        except queue.Empty:
+            pass
+        finally:
+            self.put(None)  # one that was taken out would have told a waiting worker to end
+
+    def running(self) -> Counter[str]:
+        """Count by name what workers have taken and not ended."""
+        self._forget_dead_workers()
+        found: Counter[str] = Counter()
+        for item in self._tasks.copy():
+            if isinstance(item, Holder):
+                found["an initializer"] += 1
+            elif not item.future.done():
+                found[self._name_of(item)] += 1
+            elif item.future._done_callbacks:
+                found[f"a callback of {self._name_of(item)}"] += 1
+        return found
+
     def retire(self) -> None:
         """In a forked child: the parent's threads are not here, and its work is not done here."""
         self.__class__ = _ParentsQueue
         # The future of a task that has ended is done, and its callbacks may run.
-        unfinished = [future for holder, future in self._busy.items() if holder.task is not None]
+        unfinished = [item.future for holder, item in self._busy.items() if holder.task is not None]
         with contextlib.suppress(queue.Empty):
             while True:
                 if (item := _take(self, False)) is not None and item is not _LET_GO:
                     unfinished.append(item.future)
-        for future in filter(None, unfinished):
+        for future in unfinished:
             _give_up(future)
         # Or this thread, at its end, would join itself.
         threads = getattr(concurrent.futures.thread, "_threads_queues", {})
         threads.pop(threading.current_thread(), None)
 
+    def _forget_dead_workers(self) -> dict[Holder, weakref.ref[threading.Thread]]:
+        """Count out what initializers and callbacks did that ended their threads; return all workers."""
+        busy, workers = self._busy.copy(), self._workers.copy()  # in this order: each has a thread
+        for holder in busy:
+            thread = workers[holder]()
+            if thread is None or not is_alive(thread):
+                self.end_task(holder)
+        return workers
+
+    def _name_of(self, item: Any) -> str:
+        """Return the name of the task that a work item of the standard pool stands for."""
+        # Up to Python 3.13, and after.
+        fn, args = (item.fn, item.args) if hasattr(item, "fn") else item.task[:2]
+        # `run_task`, or what somebody has wrapped it in: its arguments begin with this queue.
+        return task_name(args[2] if args and args[0] is self else fn)
+
     def _wait(self, holder: Holder) -> Any:
         """Wait for the next item, holding connections for as long as that is allowed."""
-        self._end_task(holder)
+        self.end_task(holder)
         if holder.entries or holder.caches:
             self.unreserve(holder)
             until = kept_until(holder, self._conn_max_idle)
@@ -177,24 +245,15 @@ class WorkQueue(queue.SimpleQueue[Any]):
         """This item is not queued any more."""
         if item is None:
             self._markers.pop()
-        elif holder in self._busy or holder not in self._workers:
-            self._drop_mark()  # the task before it has ended, or this one was taken to be cancelled
-            if holder in self._busy and holder.task is None:
-                self._busy[holder] = item.future
+        elif (
+            holder not in self._workers
+            or holder.task is not None
+            or self._busy.get(holder) is holder  # its initializer has failed
+        ):
+            self._tasks.discard(item)  # it was taken to be cancelled
         else:
-            self._busy[holder] = item.future
-
-    def _end_task(self, holder: Holder) -> None:
-        """This worker, between two tasks, has no more to do with the one before."""
-        try:
-            del self._busy[holder]
-        except KeyError:  # it had none, or another thread has seen too that the worker is dead
-            return
-        self._drop_mark()
-
-    def _drop_mark(self) -> None:
-        if self._tasks:  # a forked child's copy has none
-            self._tasks.pop()
+            self.end_task(holder)
+            self._busy[holder] = item
 
 
 class _ParentsQueue(WorkQueue):

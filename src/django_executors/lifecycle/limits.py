@@ -81,7 +81,9 @@ class Ceiling:
         self._waiting.append(permit)
         try:
             self._wait(permit, timeout)
-        except BaseException:
+        except ConnectionLimitTimeout:
+            raise
+        except BaseException:  # an interruption
             self._stop_waiting(permit)
             permit.give_back()
             raise
