@@ -115,20 +115,13 @@ class Project:
         return found | {"PYTHONPATH": os.pathsep.join([str(self.folder), found["PYTHONPATH"]])}
 
     def gunicorn(self, *options: str) -> AbstractContextManager[Served]:
-        options = ("shop.wsgi", "--no-control-socket", *options)
-        return serve(
-            self.log,
-            "gunicorn",
-            *options,
-            bind="--bind=fd://",
-            cwd=self.folder,
-            variables=self.variables,
-        )
+        return self._serve("gunicorn", "shop.wsgi", "--no-control-socket", *options, bind="--bind=fd://")
 
     def uvicorn(self, *options: str) -> AbstractContextManager[Served]:
-        return serve(
-            self.log, "uvicorn", *options, bind="--fd=", cwd=self.folder, variables=self.variables
-        )
+        return self._serve("uvicorn", *options, bind="--fd=")
+
+    def _serve(self, module: str, *options: str, bind: str) -> AbstractContextManager[Served]:
+        return serve(self.log, module, *options, bind=bind, cwd=self.folder, variables=self.variables)
 
     def command(self) -> subprocess.Popen[bytes]:
         """Start the page's management command."""

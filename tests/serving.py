@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,7 @@ def serve(
             pass_fds=[listening.fileno()],
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield Served(process, listening.getsockname()[1])
@@ -47,7 +50,9 @@ def serve(
             try:
                 process.wait(20)
             finally:
-                process.kill()
+                with suppress(ProcessLookupError):  # its workers have ended too
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(20)
 
 
 @contextmanager

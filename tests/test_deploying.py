@@ -66,12 +66,25 @@ def test_gunicorn_with_time_enough(project: Project) -> None:
 
 
 def test_gunicorn_without_the_hook(project: Project) -> None:
-    """Without the hook gunicorn kills its worker in the end, and nobody says what is lost."""
+    """What the hook is for: without it, gunicorn kills its worker in the end, without a word."""
     (project.folder / "gunicorn.conf.py").unlink()
     with project.gunicorn("--graceful-timeout=1") as (server, port):
         project.submit(port)
         server.terminate()
         assert server.wait(20) == 0
+    assert rows() == QUICK
+    assert project.says_nothing()
+
+
+def test_gunicorns_limit_for_a_worker(project: Project) -> None:
+    """Where a worker restarts by itself, a deadline beyond gunicorn's `timeout` comes too late."""
+    conf = project.folder / "gunicorn.conf.py"
+    text = conf.read_text().replace("timeout=0.5)", "timeout=60)")
+    conf.write_text(text.replace("\ntimeout = 30\n", "\ntimeout = 5\n"))
+    with project.gunicorn("--max-requests=1") as (_, port):
+        project.submit(port)
+        wait_until(lambda: "was sent SIGKILL" in project.log.read_text(), within=30)
+    assert "WORKER TIMEOUT" in project.log.read_text()
     assert rows() == QUICK
     assert project.says_nothing()
 
@@ -99,7 +112,7 @@ def test_uvicorn_with_time_enough(project: Project) -> None:
 
 
 def test_uvicorn_without_the_lifespan(project: Project) -> None:
-    """Without it uvicorn ends its process at once, and what is queued is lost without a word."""
+    """What it is for: uvicorn ends its process at once, and what is queued is lost without a word."""
     with project.uvicorn("shop.asgi:django_application", "--lifespan=off") as (server, port):
         project.submit(port)
         server.terminate()
