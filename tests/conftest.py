@@ -229,6 +229,16 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
+def holding() -> Iterator[Gate]:
+    """Its tasks hold a connection of the alias `default` until it is opened."""
+    from .ceilings import QueriesThenWaits
+
+    gate = QueriesThenWaits()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
 def idle_before_and_after() -> Iterator[None]:
     """What the tests before this one left does not count, and this one leaves nothing to do."""
     from django_executors.testing import drain

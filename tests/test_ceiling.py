@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
 
 import pytest
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError, connection
 
 from django_executors import (
     ConnectionLimitTimeout,
     ExecutorError,
     ThreadPoolExecutor,
-    all_connections,
     connection_scope,
     release_connections,
 )
 from django_executors.lifecycle import limits
 
-from .ceilings import Most, QueriesThenWaits, ceiling, count_connections, waits
+from .ceilings import Most, ceiling, count_connections, waits
 from .gates import Gate
-from .keeping import backend, held_up, results
-from .observers import MariaDBObserver, PostgresObserver
+from .keeping import results
+from .observers import PostgresObserver
 from .testapp.models import Entry
 from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off")
-
-
-@pytest.fixture
-def holding() -> Iterator[Gate]:
-    gate = QueriesThenWaits()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture
@@ -202,107 +192,3 @@ def test_timeout_is_all_that_is_waited(holding: Gate, monkeypatch: pytest.Monkey
         holding.open()
     assert isinstance(error, ConnectionLimitTimeout)
     assert waited == [0, 0.05]
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_kept_for_a_task_that_makes_no_query(gate: Gate) -> None:
-    """A connection that is kept for a task which makes no query goes to a worker that waits for it."""
-    with ceiling(1, timeout=10.0), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
-        with held_up(busy):
-            first = busy.submit(backend)
-            busy.submit(gate)
-            last = busy.submit(backend)
-        gate.wait_for()
-        assert other.submit(Entry.objects.count).result(10) == 0
-        gate.open()
-        assert last.result(10) != first.result(10)
-    assert all_connections() == ()
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
-    """A worker whose kept connection went to another waits in turn like everybody."""
-    with ceiling(1, timeout=0.05), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
-        with held_up(busy):
-            first = busy.submit(backend)
-            busy.submit(gate)
-            last = busy.submit(backend)
-        gate.wait_for()
-        held = other.submit(holding)
-        holding.wait_for()
-        gate.open()
-        first.result(10)
-        assert isinstance(last.exception(10), ConnectionLimitTimeout)
-        holding.open()
-        held.result(10)
-
-
-def test_busy_pool_gives_way(postgres: PostgresObserver) -> None:
-    """A pool with a long queue gives its permit up after a task if another waits for it."""
-    began, go_on = threading.Event(), threading.Event()
-
-    def first() -> None:
-        Entry.objects.count()
-        began.set()
-        assert go_on.wait(10)
-
-    order: list[str] = []
-
-    def note(name: str) -> None:
-        Entry.objects.count()
-        order.append(name)
-
-    with ceiling(1), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
-        futures = [busy.submit(first), *(busy.submit(note, "busy") for _ in range(3))]
-        assert began.wait(10)
-        futures.append(other.submit(note, "other"))
-        wait_until(lambda: waits("default"))
-        go_on.set()
-        results(futures)
-    assert order[0] == "other"
-
-
-def test_sqlite_in_memory_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Django never closes SQLite in memory: its workers do not wait for each other."""
-    entry = {**connections.settings["sqlite"], "NAME": "file:ceiling?mode=memory&cache=shared"}
-    monkeypatch.setitem(connections.settings, "memory", entry)
-
-    def task() -> None:
-        connections["memory"].ensure_connection()
-
-    with ceiling(1, timeout=0.0, alias="memory"), ThreadPoolExecutor(4) as pool:
-        with held_up(pool, 4):
-            futures = [pool.submit(task) for _ in range(20)]
-        results(futures)
-
-
-def test_async_code_in_a_task(holding: Gate) -> None:
-    """The thread in which a task's async code uses the ORM takes a permit, in its worker's name."""
-
-    async def count() -> int:
-        return await Entry.objects.acount()
-
-    with ceiling(1, timeout=0.05), ThreadPoolExecutor(2, "shop") as pool:
-        assert pool.submit(lambda: asyncio.run(count())).result(10) == 0
-        held = pool.submit(holding)
-        holding.wait_for()
-        error = pool.submit(lambda: asyncio.run(count())).exception(10)
-        assert isinstance(error, ConnectionLimitTimeout)
-        holding.open()
-        held.result(10)
-        assert all_connections() == ()
-
-
-def test_mariadb(mariadb: MariaDBObserver) -> None:
-    """The ceiling holds for MariaDB."""
-    seen: list[int] = []
-
-    def task(number: int) -> int:
-        Entry.objects.using("mariadb").count()
-        seen.append(len(all_connections()))
-        return number
-
-    with ceiling(2, alias="mariadb"), ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(task, range(40))) == list(range(40))
-    assert max(seen) <= 2
-    assert not mariadb.left()
