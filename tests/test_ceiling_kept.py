@@ -50,7 +50,7 @@ def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
         held.result(10)
 
 
-def test_busy_pool_gives_way(postgres: PostgresObserver) -> None:
+def test_busy_pool_gives_way() -> None:
     """A pool with a long queue gives its permit up after a task if another waits for it."""
     began, go_on = threading.Event(), threading.Event()
 
