@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import time
+import itertools
+import sys
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 from django.db import connection, connections
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor, release_connections
+from django_executors.lifecycle import borrowing
 from django_executors.lifecycle.borrowing import callers_connections
 
 from .subprocesses import run_python
@@ -59,30 +62,38 @@ def test_a_fork_in_a_task_shares_no_socket() -> None:
 
 
 @contextlib.contextmanager
-def interrupted_after(microseconds: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt somewhere in the block, or nowhere."""
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+def interrupted_at(step: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt at that step of the code that lends, or nowhere if it has fewer."""
+    before, steps = sys.gettrace(), itertools.count(1)
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != borrowing.__file__:
+            return None
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        sys.settrace(before)
 
 
 def test_an_interruption_at_any_moment_gives_it_back() -> None:
     """Afterwards the caller can close its connection, wherever Ctrl-C came."""
-    deadline = time.monotonic() + 1.0
-    microseconds = 1
-    while time.monotonic() < deadline:
+    for step in range(1, 1000):
         connection.ensure_connection()
-        with contextlib.suppress(KeyboardInterrupt), interrupted_after(microseconds % 120 + 1):
-            for _ in range(20):
-                with callers_connections():
-                    pass
-        microseconds += 7
+        interrupted = True
+        with contextlib.suppress(KeyboardInterrupt), interrupted_at(step):
+            with callers_connections():
+                pass
+            interrupted = False
         connection.close()
-        assert connection.connection is None
+        assert connection.connection is None, step
+        if not interrupted:
+            break
+    assert 5 < step < 1000
 
 
 def test_release_connections_in_a_task_leaves_a_caller_without_autocommit_alone() -> None:

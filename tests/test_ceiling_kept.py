@@ -73,3 +73,39 @@ def test_busy_pool_gives_way() -> None:
         go_on.set()
         results(futures)
     assert order[0] == "other"
+
+
+def test_idle_worker_keeps_none() -> None:
+    """With conn_max_idle set, a connection under a ceiling is closed before the future resolves."""
+    found: list[object] = []
+    go_on = threading.Event()
+    with ceiling(1), ThreadPoolExecutor(1, conn_max_idle=60.0) as pool:
+        future = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
+        future.add_done_callback(lambda _: found.append(all_connections()))
+        go_on.set()
+    assert found == [()]
+
+
+def test_kept_for_work_that_another_has_taken(gate: Gate) -> None:
+    """With conn_max_idle set, what was kept for queued work goes as soon as its worker is idle."""
+    other, release_other = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        other.set()
+        assert release_other.wait(10)
+
+    with ceiling(1), ThreadPoolExecutor(2, conn_max_idle=60.0) as pool:
+        busy = pool.submit(occupy)
+        assert other.wait(10)
+        go_on = threading.Event()
+        keeps = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
+        keeps.add_done_callback(gate)
+        queued = pool.submit(lambda: None)
+        go_on.set()
+        gate.wait_for()
+        assert len(all_connections()) == 1
+        release_other.set()
+        queued.result(10)
+        busy.result(10)
+        gate.open()
+        assert wait_until(all_connections, lambda found: not found) == ()

@@ -39,11 +39,12 @@ def current() -> Conf:
         ImproperlyConfigured: one of them is wrong.
     """
     global _current
-    if _current is None:
-        _current = Conf(
-            max_connections=read(MAX_CONNECTIONS), connection_wait_timeout=read(WAIT_TIMEOUT)
-        )
-    return _current
+    found, changes = _current, _changes
+    if found is None:
+        found = Conf(max_connections=read(MAX_CONNECTIONS), connection_wait_timeout=read(WAIT_TIMEOUT))
+        if changes == _changes:  # or it may be of before
+            _current = found
+    return found
 
 
 def read(name: str) -> Any:
@@ -89,11 +90,14 @@ SETTINGS: dict[str, tuple[Callable[[object], Any], object]] = {
 }
 
 _current: Conf | None = None
+#: How often one of the settings has changed.
+_changes = 0
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
-    global _current
+    global _current, _changes
     if setting in SETTINGS or setting == "DATABASES":
+        _changes += 1
         _current = None
 
 

@@ -70,7 +70,7 @@ def _after_in_child() -> None:
             if isinstance(thing, caching.Client):
                 for each in caching.sockets(owner):
                     cut_off(each)
-            elif thing.holder.executor is not None:
+            elif _is_workers(thing.holder):
                 cut_off(driver)
     for entry, wrapper, _ in held:
         if isinstance(entry, ledger.Entry):
@@ -82,7 +82,7 @@ def _after_in_child() -> None:
     connection_created.lock = threading.Lock()  # each connect takes it
     _forget_pools()
     holder = current_holder()
-    if holder.executor is not None:
+    if _is_workers(holder):
         _is_no_worker(holder)
     _inherited.append(holder.caches.copy())
     holder.caches.clear()
@@ -111,9 +111,14 @@ def _dead_end() -> Iterator[Callable[[Any], None]]:
         yield cut_off
 
 
+def _is_workers(holder: Holder) -> bool:
+    """Tell whether what this thread opened is a worker's."""
+    return holder.executor is not None or holder.works_for is not None
+
+
 def _is_no_worker(holder: Holder) -> None:
     """Make of the calling thread, a worker of the parent's, the main thread of this process."""
-    holder.executor = holder.task = None
+    holder.executor = holder.task = holder.works_for = None
     holder.scopes.clear()
     for entry in holder.copied():
         wrapper = entry.wrapper()

@@ -32,6 +32,7 @@ class Holder:
         "task",
         "thread_ident",
         "thread_name",
+        "works_for",
     )
 
     def __init__(self, thread_ident: int) -> None:
@@ -46,6 +47,8 @@ class Holder:
         self.caches: list[Client] = []
         #: By which asgiref tells where async code in a task runs Django's ORM.
         self.async_route: Any = None
+        #: The worker for whose task's async code this thread made a wrapper.
+        self.works_for: Holder | None = None
         #: How many tasks run in this thread because they were submitted in it, one in another.
         self.inline_tasks = 0
         #: The executor whose worker this thread is.

@@ -8,6 +8,7 @@ it is never sent.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from typing import Any
@@ -16,7 +17,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from . import caching, incidents, keeping, ledger, limits, sessions
+from django_executors import conf
+
+from . import caching, guard, incidents, keeping, ledger, limits, sessions
 from .holder import Holder, current_holder
 from .inspection import has_ended, is_open, never_closes
 from .ledger import Entry
@@ -39,9 +42,7 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
                 keeping.resume(entry, wrapper) or wrapper.connection is not None
             ):
                 return  # the second is SQLite in memory, which close() leaves open
-            ledger.give_back_unused(entry.holder)
-            if entry.permit is None and (held_back := _held_back(entry, wrapper)) is not None:
-                entry.permit = limits.take(entry.alias, held_back)
+            _wait_for_turn(entry, wrapper)
             django_class.connect(wrapper)
             entry.note_open(wrapper)
         except BaseException as error:
@@ -51,7 +52,8 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
                 entry.close(wrapper, dirty=True)
             if not is_open(wrapper):
                 entry.give_back_permit()
-            incidents.note(entry.alias, error)
+            with contextlib.suppress(Exception):  # a log handler's own
+                incidents.note(entry.alias, error)
             raise
 
     def close() -> None:
@@ -71,19 +73,28 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
     return entry
 
 
-def _held_back(entry: Entry, wrapper: BaseDatabaseWrapper) -> Holder | None:
-    """Return for whom it connects if a ceiling holds for it, or None.
+def _wait_for_turn(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
+    """Wait until this thread may connect, if a ceiling holds for it.
 
-    That is each worker, a thread in a `connection_scope` unless it is the main thread, and the thread
-    of a worker's own in which its task's async code uses the ORM.
+    It holds for each worker, for a thread in a `connection_scope` unless it is the main thread, and for
+    the threads in which a worker's task, while it runs, has its async code use the ORM.
     """
     holder = current_holder()
     if entry.holder is not holder or never_closes(wrapper):  # lent to this thread, or of no server
-        return None
-    if holder.scopes and holder.thread_ident != threading.main_thread().ident:
-        return holder
+        return
+    ledger.give_back_unused(holder)
+    if entry.permit is not None:
+        return
     worker = caching.holder_in_charge(holder)
-    return worker if worker.executor is not None else None
+    if holder.scopes and holder.thread_ident != threading.main_thread().ident:
+        worker = holder
+    elif worker.executor is None or (worker is not holder and worker.task is None):
+        return
+    permit = limits.permit_for(entry.alias, worker)
+    if permit is not None:
+        guard.arm(holder)  # a thread that nobody releases gives it back when it ends
+        entry.permit = permit  # before the wait: an interruption gives it back
+        permit.ceiling.wait_for(permit, conf.current().connection_wait_timeout)
 
 
 def adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
@@ -104,6 +115,8 @@ def _install() -> None:
         wrapper = django_create(alias)
         holder = current_holder()
         entry = _watch(wrapper, holder)
+        if (worker := caching.holder_in_charge(holder)) is not holder:
+            holder.works_for = worker
         if ledger.on_open is not None:
             ledger.on_open(holder)  # another thread, to which it is lent, may be the one that connects
         if holder.executor is not None:

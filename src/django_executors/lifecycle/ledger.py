@@ -112,6 +112,8 @@ class Entry:
         self.close_was_refused = False
         self.opened_at = time.monotonic()
         self.origin = tracemalloc.get_object_traceback(object()) if tracemalloc.is_tracing() else None
+        if self.permit is not None:
+            self.permit.has_connected = True
         self.note_use()
         key = id(wrapper)
         _open[key] = self.holder.entries[key] = self
@@ -179,7 +181,8 @@ class Entry:
 def give_back_unused(holder: Holder) -> None:
     """Give back the permits of what was closed behind Django's back, or taken away for its permit."""
     for key, entry in holder.entries.copy().items():
-        if entry.permit is not None and not entry.is_held():
+        permit = entry.permit
+        if permit is not None and permit.has_connected and not entry.is_held():
             _open.pop(key, None)
             entry.kept = None
             entry.give_back_permit()

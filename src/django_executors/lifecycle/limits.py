@@ -25,13 +25,15 @@ from .naming import task_name
 class Permit:
     """The right of one thread to one connection."""
 
-    __slots__ = ("ceiling", "holder", "is_given", "reclaim", "since")
+    __slots__ = ("ceiling", "has_connected", "holder", "is_given", "reclaim", "since")
 
     def __init__(self, ceiling: Ceiling, holder: Holder) -> None:
         self.ceiling = ceiling
         self.holder = holder
         self.since = time.monotonic()
-        self.is_given = threading.Lock()  # released when it is
+        #: Until then it is for a connection that is just being opened.
+        self.has_connected = False
+        self.is_given = threading.Lock()  # released when it is, or when it does not wait any more
         self.is_given.acquire()
         #: Set while its connection is kept for a task to come: closes it, and tells whether it has, or
         #: a task has just taken it up. Any thread may call it.
@@ -71,34 +73,22 @@ class Ceiling:
         """Tell whether anybody waits for a permit."""
         return bool(self._waiting)
 
-    def take(self, holder: Holder, timeout: float) -> Permit:
-        """Wait for a permit, in turn, for at most that many seconds.
+    def wait_for(self, permit: Permit, timeout: float) -> None:
+        """Wait until this permit is given, in turn, for at most that many seconds.
 
         Raises:
             ConnectionLimitTimeout: none became free.
         """
-        permit = Permit(self, holder)
         self._waiting.append(permit)
-        try:
-            self._wait(permit, timeout)
-        except ConnectionLimitTimeout:
-            raise
-        except BaseException:  # an interruption
-            self._stop_waiting(permit)
-            permit.give_back()
-            raise
-        permit.since = time.monotonic()
-        return permit
-
-    def _wait(self, permit: Permit, timeout: float) -> None:
         self._give()
-        if permit.wait(0):
-            return
-        self._reclaim_one()
-        if not permit.wait(timeout) and self._stop_waiting(permit):
-            raise ConnectionLimitTimeout(self._why(timeout))
+        if not permit.wait(0):
+            self._reclaim_one()
+            if not permit.wait(timeout) and self._stop_waiting(permit):
+                raise ConnectionLimitTimeout(self._why(timeout))
+        permit.since = time.monotonic()
 
     def take_back(self, permit: Permit) -> None:
+        self._stop_waiting(permit)  # an interruption may have ended the waiting
         self._given.pop(permit, None)
         self._give()
 
@@ -120,11 +110,14 @@ class Ceiling:
 
     def _stop_waiting(self, permit: Permit) -> bool:
         """Return False if it was given at the last moment, or before."""
+        if not permit.is_given.locked():
+            return False
         try:
             self._waiting.remove(permit)
         except ValueError:
             permit.wait(1.0)  # that thread is about to say so
             return False
+        permit.is_given.release()
         return True
 
     def _reclaim_one(self) -> None:
@@ -144,20 +137,18 @@ class Ceiling:
 _ceilings: dict[str, Ceiling] = {}
 
 
-def take(alias: str, holder: Holder) -> Permit | None:
-    """Wait until this thread may connect; None if nothing limits it.
+def permit_for(alias: str, holder: Holder) -> Permit | None:
+    """Return what this thread has to wait for before it connects; None if nothing limits it.
 
     Raises:
-        ConnectionLimitTimeout: it had no turn within EXECUTORS_CONNECTION_WAIT_TIMEOUT.
         ImproperlyConfigured: a setting is wrong.
     """
-    settings = conf.current()
-    most = settings.max_connections.get(alias)
+    most = conf.current().max_connections.get(alias)
     if most is None:
         return None
     ceiling = _ceilings.setdefault(alias, Ceiling(alias))
     ceiling.most = most
-    return ceiling.take(holder, settings.connection_wait_timeout)
+    return Permit(ceiling, holder)
 
 
 # In a forked child the parent's permits are not counted.
