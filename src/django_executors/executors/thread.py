@@ -87,9 +87,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """Be a pool without threads and work."""
         initializer, initargs = self._users_initializer
         queue = WorkQueue(self._conn_max_idle)
-        concurrent.futures.ThreadPoolExecutor.__init__(
-            self, max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs)
-        )
+        super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
         self._queue = self._work_queue = queue
         self._in_callers_threads = inline.InCallersThreads(
             initializer, initargs, inherit_context=self._inherit_context
@@ -100,7 +98,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         # Private names of the standard class's: what it was made with, or chose by itself.
         self._begin(self._max_workers, self._thread_name_prefix or "")
         if self._immediate._is_shut_down:
-            concurrent.futures.ThreadPoolExecutor.shutdown(self, wait=False)
+            super().shutdown(wait=False)
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
