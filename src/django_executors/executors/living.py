@@ -33,7 +33,7 @@ def add(executor: Living, queue: WorkQueue) -> None:
 
 def executors() -> list[Living]:
     """Return those that are referred to."""
-    found = (reference() for reference in _executors.copy().values())
+    found = (reference() for reference in list(_executors.values()))
     return [executor for executor in found if executor is not None]
 
 
@@ -46,7 +46,7 @@ def unfinished() -> list[str]:
 
 
 def _found_queues() -> list[WorkQueue]:
-    found = (reference() for reference in _queues.copy().values())
+    found = (reference() for reference in list(_queues.values()))
     return [queue for queue in found if queue is not None]
 
 

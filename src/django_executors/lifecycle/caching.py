@@ -65,7 +65,8 @@ _of_workers: weakref.WeakValueDictionary[int, Client] = weakref.WeakValueDiction
 
 def of_workers() -> list[Client]:
     """Return the clients of all workers of this process."""
-    return list(_of_workers.copy().values())
+    found = (reference() for reference in _of_workers.valuerefs())
+    return [client for client in found if client is not None]
 
 
 def keep(holder: Holder) -> None:

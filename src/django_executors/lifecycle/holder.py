@@ -70,9 +70,9 @@ class Holder:
         found = (entry for entry in self.copied() if entry.serial > serial)
         return sorted(found, key=lambda entry: entry.serial)
 
-    def copied(self) -> tuple[Entry, ...]:
+    def copied(self) -> list[Entry]:
         """Return the entries as they are now: a collection may strike one out at any moment."""
-        return tuple(self.entries.copy().values())
+        return list(self.entries.values())
 
 
 def _thread_name(ident: int) -> str:

@@ -2,7 +2,8 @@
 
 There is no lock. Each change of a dict here is one atomic operation, and readers copy first, because
 a weak reference's callback, which may run at any allocation, could never wait for a lock that its own
-thread holds.
+thread holds. They copy with `list()`: on Python 3.11 a collection in the middle of `dict.copy()` leaves
+a copy that cannot be iterated.
 """
 
 from __future__ import annotations
@@ -180,9 +181,11 @@ class Entry:
 
 def give_back_unused(holder: Holder) -> None:
     """Give back the permits of what was closed behind Django's back, or taken away for its permit."""
-    for key, entry in holder.entries.copy().items():
-        permit = entry.permit
-        if permit is not None and permit.has_connected and not entry.is_held():
+    for key in list(holder.entries):
+        entry = holder.entries.get(key)
+        if entry is None or (permit := entry.permit) is None:
+            continue
+        if permit.has_connected and not entry.is_held():
             _open.pop(key, None)
             entry.kept = None
             entry.give_back_permit()
@@ -196,14 +199,14 @@ abandoned: deque[Entry] = deque(maxlen=1000)
 on_open: Callable[[Holder], None] | None = None
 
 
-def all_entries() -> tuple[Entry, ...]:
+def all_entries() -> list[Entry]:
     """Return what has connected and was not closed since, in no order."""
-    return tuple(_open.copy().values())
+    return list(_open.values())
 
 
 def open_entries() -> tuple[Entry, ...]:
     """Return what is open in this process, oldest first."""
-    found = sorted(_open.copy().values(), key=lambda entry: entry.serial)
+    found = sorted(_open.values(), key=lambda entry: entry.serial)
     return tuple(entry for entry in found if entry.is_held())
 
 
@@ -213,7 +216,7 @@ def left_open() -> tuple[Entry, ...]:
     # collection a wrapper is gone already, and `_abandon` not yet called.
     found = [
         entry
-        for entry in _open.copy().values()
+        for entry in list(_open.values())
         if (wrapper := entry.wrapper()) is None or entry.holds(wrapper)
     ]
     return tuple(sorted({*found, *abandoned.copy()}, key=lambda entry: entry.serial))
