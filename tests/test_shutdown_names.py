@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from django_executors import ThreadPoolExecutor
-from django_executors.executors.workqueue import WorkQueue
+from django_executors.executors.work import Worker
 
 from .draining import occupy, query
 from .gates import Gate
@@ -149,14 +149,14 @@ def test_taken_and_not_begun(
     gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that a worker has just taken at the deadline is named as running, and runs."""
-    count = WorkQueue._count
+    take = Worker.take
 
-    def stop_here(self: WorkQueue, item: Any, holder: Any) -> None:
-        if holder.executor == "stops":
+    def stop_here(self: Worker, item: Any) -> None:
+        if self.holder.executor == "stops" and item is not None:
             gate()
-        count(self, item, holder)
+        take(self, item)
 
-    monkeypatch.setattr(WorkQueue, "_count", stop_here)
+    monkeypatch.setattr(Worker, "take", stop_here)
     pool = ThreadPoolExecutor(1, "stops")
     future = pool.submit(query)
     gate.wait_for()

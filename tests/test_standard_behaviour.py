@@ -29,7 +29,7 @@ def test_is_the_standard_class() -> None:
     assert issubclass(ThreadPoolExecutor, Standard)
     with ThreadPoolExecutor(1) as pool:
         assert isinstance(pool, concurrent.futures.Executor)
-        assert type(pool.submit(int)) is concurrent.futures.Future
+        assert isinstance(pool.submit(int), concurrent.futures.Future)
 
 
 def test_signatures() -> None:

@@ -3,8 +3,15 @@
 Importing this opens no connection and needs no settings; it may stand before `django.setup()`.
 """
 
-from .exceptions import ConnectionLeakError, ConnectionLimitTimeout, ExecutorError
+from .exceptions import (
+    ConnectionLeakError,
+    ConnectionLimitTimeout,
+    DeadlockError,
+    ExecutorError,
+    QueueFull,
+)
 from .executors.immediate import ImmediateExecutor
+from .executors.stats import ExecutorStats
 from .executors.thread import ThreadPoolExecutor
 from .lifecycle.listing import ConnectionInfo, all_connections
 from .lifecycle.scope import connection_scope, release_connections
@@ -13,8 +20,11 @@ __all__ = [
     "ConnectionInfo",
     "ConnectionLeakError",
     "ConnectionLimitTimeout",
+    "DeadlockError",
     "ExecutorError",
+    "ExecutorStats",
     "ImmediateExecutor",
+    "QueueFull",
     "ThreadPoolExecutor",
     "all_connections",
     "connection_scope",

@@ -45,6 +45,22 @@ def check_timeout(timeout: object, *, wait: bool) -> float | None:
     return seconds
 
 
+def check_bound(max_pending: object, when_full: object) -> None:
+    """Refuse a bound on the queue that is none.
+
+    Raises:
+        TypeError: max_pending is neither None nor an int.
+        ValueError: max_pending is below 1, or when_full is neither "block" nor "raise".
+    """
+    if max_pending is not None:
+        if isinstance(max_pending, bool) or not isinstance(max_pending, int):
+            raise TypeError(f"max_pending must be a number of tasks or None, not {max_pending!r}")
+        if max_pending < 1:
+            raise ValueError(f"max_pending must be 1 or more, not {max_pending!r}")
+    if when_full not in ("block", "raise"):
+        raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
+
+
 def check_decorated(decorator: str, fn: Any, *, coroutines: bool = False) -> None:
     """Refuse a function whose body runs after the call has returned.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextvars
 import sys
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.lifecycle import context, guard
@@ -38,14 +39,14 @@ def begin_worker(
     # The standard class names its threads «prefix_number».
     holder.executor = holder.thread_name.rpartition("_")[0]
     guard.arm(holder)
-    queue.add_worker(holder)
+    worker = queue.work.add_worker(holder)
     if initializer is not None:
         try:
             initializer(*initargs)
         finally:
             if holder.executor is None:
                 end_process(sys.exc_info()[1])
-    queue.end_task(holder)
+    worker.end_item()
     context.begin_worker(holder)
 
 
@@ -70,7 +71,13 @@ def run_task(
     if holder.entries or holder.caches:
         queue.begin(holder)
     holder.task = fn
-    interrupted = True
+    worker = holder.worker
+    began = monotonic()
+    worker.queue_seconds += began - worker.item.future.queued_at
+    worker.begun += 1
+    if (bound := queue.work.bound) is not None:
+        bound.give_back()
+    interrupted = failed = True
     task_context = holder.context.copy() if inherited is None else inherited
     try:
         result = task_context.run(context.run, holder, fn, args, kwargs)
@@ -78,7 +85,7 @@ def run_task(
         interrupted = False
         raise
     else:
-        interrupted = False
+        interrupted = failed = False
         return result
     finally:
         # The error's traceback has this frame, and whoever keeps the error would keep the request.
@@ -90,3 +97,9 @@ def run_task(
         holder.task = None
         if holder.scopes:
             holder.scopes.clear()
+        worker.run_seconds += monotonic() - began
+        if failed:
+            worker.item.future.failed_fn = fn
+            worker.failed += 1
+        else:
+            worker.completed += 1

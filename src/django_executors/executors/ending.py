@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from .workqueue import WorkQueue, is_alive
+from .work import is_alive
+from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def end(
             pause.wait(_PAUSE)
         # Even if all have ended in time: callbacks and initializers may have ended them.
         queue.cancel_pending(not_run)
-        running = queue.running()
+        running = queue.work.running()
     finally:
         if running or not_run:
             logger.error(

@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar
 from django_executors.arguments import check_timeout
 
 from .inline import run_now
+from .stats import ExecutorStats
+from .work import Work
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +36,7 @@ class ImmediateExecutor(concurrent.futures.Executor):
 
     def __init__(self) -> None:
         self._is_shut_down = False
+        self._work = Work()
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -47,7 +50,7 @@ class ImmediateExecutor(concurrent.futures.Executor):
         """
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        return run_now(fn, *args, **kwargs)
+        return run_now(self._work, fn, *args, **kwargs)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -59,3 +62,7 @@ class ImmediateExecutor(concurrent.futures.Executor):
         """
         check_timeout(timeout, wait=wait)
         self._is_shut_down = True
+
+    def stats(self) -> ExecutorStats:
+        """Return what was done so far, in numbers. Those of connections, the callers', are 0."""
+        return self._work.stats()

@@ -13,6 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 from django_executors.lifecycle.borrowing import callers_connections
 from django_executors.lifecycle.context import run_in_caller
 
+from .futures import TaskFuture
+from .work import Work
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -20,7 +23,7 @@ R = TypeVar("R")
 switched_on: list[None] = []
 
 
-class InlineFuture(concurrent.futures.Future[R]):
+class InlineFuture(TaskFuture[R]):
     """The future of a task that has run by the time its `submit` returns, and so do its callbacks."""
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
@@ -28,23 +31,32 @@ class InlineFuture(concurrent.futures.Future[R]):
             super().add_done_callback(fn)
 
 
-def run_now(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> InlineFuture[R]:
+def run_now(work: Work, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> InlineFuture[R]:
     """Run this task and return its future, which is done.
+
+    Args:
+        work: where it is counted.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came while the task ran.
     """
     future: InlineFuture[R] = InlineFuture()
     future.set_running_or_notify_cancel()
+    began = work.begin_in_caller()
+    failed = True
     try:
         with callers_connections():
             result = run_in_caller(fn, *args, **kwargs)
+        failed = False
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is the future's
+        future.failed_fn = fn
         future.set_exception(error)
     else:
         future.set_result(result)
+    finally:
+        work.end_in_caller(began, failed=failed)
     try:
         return future
     finally:

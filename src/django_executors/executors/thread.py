@@ -6,15 +6,18 @@ import concurrent.futures
 import contextvars
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from django_executors.arguments import check_seconds, check_timeout
+from django_executors.arguments import check_bound, check_seconds, check_timeout
 from django_executors.lifecycle import context
 
 from . import inline, living
 from .base import begin_worker, run_task
+from .bound import Bound, NoRoom
 from .ending import end
 from .immediate import ImmediateExecutor
+from .stats import ExecutorStats
+from .work import Work
 from .workqueue import WorkQueue, workers_of
 
 P = ParamSpec("P")
@@ -51,15 +54,21 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             never beyond their max age, and not at all under EXECUTORS_MAX_CONNECTIONS. When you would
             want it: tasks come one at a time, and connecting takes longer than they do. Default 0.0:
             an idle worker holds nothing.
+        max_pending: how many tasks may be submitted and not begun. When you would want it: tasks come
+            faster than they are done, and each keeps its arguments in memory. Default None: any number.
+        when_full: what `submit` does when there are as many: "block" until one has begun or was
+            cancelled, or "raise" `QueueFull`. In one of the pool's own workers, and where an event loop
+            runs in the calling thread, it raises either way: waiting there could never end.
         inherit_context: run each task in a copy of its submitter's contextvars, with the submitter's
             language, time zone, URLconf and script prefix. When you would want False: what the
             initializer has set is to hold for each task. Either way nothing that a task sets reaches
             its submitter or the next task.
 
     Raises:
-        ValueError: max_workers is not greater than 0, or conn_max_idle is below 0.
-        TypeError: initializer is not callable, max_workers or conn_max_idle is no number, or
-            inherit_context is no bool.
+        ValueError: max_workers or max_pending is not greater than 0, conn_max_idle is below 0, or
+            when_full is neither "block" nor "raise".
+        TypeError: initializer is not callable, max_workers, conn_max_idle or max_pending is no number,
+            or inherit_context is no bool.
     """
 
     def __init__(
@@ -70,14 +79,18 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         initargs: tuple[Any, ...] = (),
         *,
         conn_max_idle: float = 0.0,
+        max_pending: int | None = None,
+        when_full: Literal["block", "raise"] = "block",
         inherit_context: bool = True,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         conn_max_idle = check_seconds("conn_max_idle", conn_max_idle)
+        check_bound(max_pending, when_full)
         if not isinstance(inherit_context, bool):
             raise TypeError(f"inherit_context must be True or False, not {inherit_context!r}")
         self._conn_max_idle = conn_max_idle
+        self._bound = max_pending, when_full
         self._inherit_context = inherit_context
         self._users_initializer = initializer, initargs
         self._immediate = ImmediateExecutor()
@@ -86,8 +99,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     def _begin(self, max_workers: int | None, thread_name_prefix: str) -> None:
         """Be a pool without threads and work."""
         initializer, initargs = self._users_initializer
-        queue = WorkQueue(self._conn_max_idle)
+        max_pending, when_full = self._bound
+        bound = None if max_pending is None else Bound(max_pending, blocks=when_full == "block")
+        work = Work(bound)
+        queue = WorkQueue(work, self._conn_max_idle)
         super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
+        # A private name of the standard class's: the number that it has chosen.
+        work.max_workers = self._max_workers
+        self._work = self._immediate._work = work
         self._queue = self._work_queue = queue
         self._in_callers_threads = inline.InCallersThreads(
             initializer, initargs, inherit_context=self._inherit_context
@@ -106,19 +125,30 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """Queue `fn(*args, **kwargs)` for a worker and return its future, as the standard class does.
 
         Raises:
+            QueueFull: `max_pending` tasks have not begun, and waiting is not wanted or could never end.
             RuntimeError: after `shutdown`, or while the interpreter exits.
             BrokenThreadPool: an initializer failed.
         """
         if inline.switched_on:
             return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
         inherited = context.inherit() if self._inherit_context else None
-        if not _THREADS_INHERIT:
-            return super().submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-        # A worker that starts now would keep the context that it starts in for ever.
         submit = super().submit
-        return contextvars.Context().run(
-            lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-        )
+        while True:
+            try:
+                if not _THREADS_INHERIT:
+                    return submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+                # A worker that starts now would keep the context that it starts in for ever.
+                return contextvars.Context().run(
+                    lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+                )
+            except NoRoom:
+                pass
+            self._work.wait_for_room()
+
+    def _adjust_thread_count(self) -> None:
+        # A private method of the standard class's, which takes its time to find that all have started.
+        if len(self._threads) < self._max_workers:
+            super()._adjust_thread_count()
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -143,11 +173,21 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
                 itself. (Without one, the standard class raises it too, having refused tasks.)
         """
         seconds = check_timeout(timeout, wait=wait)
-        if seconds is not None and self._queue.is_worker():
+        if seconds is not None and self._work.is_mine():
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._immediate.shutdown()
+        if self._work.bound is not None:
+            super().shutdown(wait=False)
+            self._work.bound.close()
         if seconds is None:
             super().shutdown(wait, cancel_futures=cancel_futures)
         else:
             super().shutdown(wait=False)
             end(workers_of(self), self._queue, seconds, cancel_at_once=cancel_futures)
+
+    def stats(self) -> ExecutorStats:
+        """Return what was done so far, in numbers that are all of the same moment.
+
+        Any thread may call this, at any time, after `shutdown` too. It takes no lock that a task needs.
+        """
+        return self._work.stats()

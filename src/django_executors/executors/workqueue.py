@@ -6,12 +6,13 @@ its place, for the moments that no public hook reaches:
 
 - `get(block=True)`: a worker waits. Done-callbacks run after the task's own wrapper has returned, an
   initializer before the first one; what they opened is let go here.
-- `put(item)`: a work item is queued, still unseen by any worker. A future that needs a class of its
-  own gets it here, by `item.future.__class__`: after `submit` has returned would be a race.
+- `put(item)`: a work item is queued, still unseen by any worker. Its future gets its own class here, by
+  `item.future.__class__`: after `submit` has returned would be a race. And the bound on the queue holds
+  here: under the pool's lock, after `submit` has looked whether the pool takes tasks.
 
-A shutdown with a deadline takes items out of it, as the standard `shutdown(cancel_futures=True)` does,
-and asks them what they were to run. `workers_of` reads the pool's threads; the interpreter's end wakes
-up and joins those in `_threads_queues`.
+A shutdown with a deadline takes items out of it, as the standard `shutdown(cancel_futures=True)` does.
+`workers_of` reads the pool's threads; the interpreter's end wakes up and joins those in
+`_threads_queues`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import os
 import queue
 import threading
 import time
-import weakref
 from collections import Counter, deque
 from typing import Any
 
@@ -32,11 +32,14 @@ from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import has_to_let_go, is_limited, kept_until, release
 
 from .forked import end_process
+from .futures import TaskFuture
+from .work import Work
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
 
 _take = queue.SimpleQueue.get
+_put = queue.SimpleQueue.put
 
 
 def workers_of(executor: concurrent.futures.ThreadPoolExecutor) -> list[threading.Thread]:
@@ -44,27 +47,15 @@ def workers_of(executor: concurrent.futures.ThreadPoolExecutor) -> list[threadin
     return list(executor._threads)
 
 
-def is_alive(worker: threading.Thread) -> bool:
-    """Say whether this thread has not ended.
-
-    On Python 3.11 and 3.12, one whose `join` was interrupted, as by Ctrl-C, says of itself that it has.
-    """
-    return worker.is_alive() or worker in threading.enumerate()
-
-
 class WorkQueue(queue.SimpleQueue[Any]):
     """A pool's queue. Workers that wait at it hold no connection, but for `conn_max_idle` seconds."""
 
-    def __init__(self, conn_max_idle: float = 0.0) -> None:
+    def __init__(self, work: Work, conn_max_idle: float = 0.0) -> None:
+        self.work = work
         self._conn_max_idle = conn_max_idle
         # What is queued and is no work: the standard pool queues None to wake workers up. A deque
         # counts without a lock: one may be queued by a weak reference's callback, at any allocation.
         self._markers: deque[None] = deque()
-        #: What has not ended: work items, with their callbacks, and workers in their initializers.
-        self._tasks: set[Any] = set()
-        #: Which of these each worker does.
-        self._busy: dict[Holder, Any] = {}
-        self._workers: dict[Holder, weakref.ref[threading.Thread]] = {}
         self._lock = threading.Lock()
         self._keepers: set[Holder] = set()  # guarded by _lock
 
@@ -72,19 +63,16 @@ class WorkQueue(queue.SimpleQueue[Any]):
         if item is None or item is _LET_GO:
             self._markers.append(None)
         else:
-            self._tasks.add(item)
-        super().put(item)
-
-    def add_worker(self, holder: Holder) -> None:
-        """The calling thread is a worker, busy with its initializer until it asks for work."""
-        self._workers[holder] = weakref.ref(threading.current_thread())
-        self._tasks.add(holder)
-        self._busy[holder] = holder
-
-    def end_task(self, holder: Holder) -> None:
-        """This worker has no more to do with what it did last: its initializer, or a task."""
-        # It may have done nothing, or another thread may have seen too that the worker is dead.
-        self._tasks.discard(self._busy.pop(holder, None))
+            work = self.work
+            if work.bound is not None:
+                work.bound.take()
+            future = item.future
+            future.__class__ = TaskFuture
+            future.work = work
+            future.queued_at = time.monotonic()
+            work.items.add(item)
+            work.submitted += 1
+        _put(self, item)
 
     def get_nowait(self) -> Any:
         # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the
@@ -108,9 +96,9 @@ class WorkQueue(queue.SimpleQueue[Any]):
             self._markers.pop()
             release(holder)
             item = self._wait(holder)
-        self._count(item, holder)
+        holder.worker.take(item)
         if item is None:
-            self.end_task(holder)
+            self._markers.pop()
             release(holder)
         return item
 
@@ -147,24 +135,22 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
         Any thread may call this.
         """
-        workers = self._forget_dead_workers()
+        self.work.end_dead_workers()
+        workers = [worker.holder for worker in self.work.workers]
         executor = next((worker.executor for worker in workers), None)
-        if self._tasks:
+        if self.work.items:
             running = [task for worker in workers if (task := worker.task) is not None]
             pending = max(0, self.qsize() - len(self._markers))
+            busy = sum(worker.item is not None for worker in self.work.workers)
             names = ", ".join(map(task_name, running))
-            if not names and self._busy:
+            if not names and busy:
                 names = "a callback or an initializer"
-            return f"executor={executor} busy={len(self._busy)} pending={pending} tasks={names}"
+            return f"executor={executor} busy={busy} pending={pending} tasks={names}"
         if any(map(has_to_let_go, workers)):
             for _ in workers:
                 self.put(_LET_GO)
             return f"executor={executor} keeps connections"
         return None
-
-    def is_worker(self) -> bool:
-        """Say whether the calling thread is one of the pool's workers."""
-        return current_holder() in self._workers
 
     def cancel_pending(self, cancelled: Counter[str]) -> None:
         """Cancel each task that no worker has taken, and count its name in.
@@ -177,7 +163,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
                     continue
                 future = item.future
                 if not future.cancelled():  # by somebody else
-                    cancelled[self._name_of(item)] += 1
+                    cancelled[self.work.name_of(item)] += 1
                 if future.cancel():
                     future.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
         except queue.Empty:
@@ -185,24 +171,12 @@ class WorkQueue(queue.SimpleQueue[Any]):
         finally:
             self.put(None)  # one that was taken out would have told a waiting worker to end
 
-    def running(self) -> Counter[str]:
-        """Count by name what workers have taken and not ended."""
-        self._forget_dead_workers()
-        found: Counter[str] = Counter()
-        for item in self._tasks.copy():
-            if isinstance(item, Holder):
-                found["an initializer"] += 1
-            elif not item.future.done():
-                found[self._name_of(item)] += 1
-            elif item.future._done_callbacks:
-                found[f"a callback of {self._name_of(item)}"] += 1
-        return found
-
     def retire(self) -> None:
         """In a forked child: the parent's threads are not here, and its work is not done here."""
         self.__class__ = _ParentsQueue
         # The future of a task that has ended is done, and its callbacks may run.
-        unfinished = [item.future for holder, item in self._busy.items() if holder.task is not None]
+        workers = self.work.workers
+        unfinished = [each.item.future for each in workers if each.runs_task() and each.holder.task]
         with contextlib.suppress(queue.Empty):
             while True:
                 if (item := _take(self, False)) is not None and item is not _LET_GO:
@@ -213,25 +187,9 @@ class WorkQueue(queue.SimpleQueue[Any]):
         threads = getattr(concurrent.futures.thread, "_threads_queues", {})
         threads.pop(threading.current_thread(), None)
 
-    def _forget_dead_workers(self) -> dict[Holder, weakref.ref[threading.Thread]]:
-        """Count out what initializers and callbacks did that ended their threads; return all workers."""
-        busy, workers = self._busy.copy(), self._workers.copy()  # in this order: each has a thread
-        for holder in busy:
-            thread = workers[holder]()
-            if thread is None or not is_alive(thread):
-                self.end_task(holder)
-        return workers
-
-    def _name_of(self, item: Any) -> str:
-        """Return the name of the task that a work item of the standard pool stands for."""
-        # Up to Python 3.13, and after.
-        fn, args = (item.fn, item.args) if hasattr(item, "fn") else item.task[:2]
-        # `run_task`, or what somebody has wrapped it in: its arguments begin with this queue.
-        return task_name(args[2] if args and args[0] is self else fn)
-
     def _wait(self, holder: Holder) -> Any:
         """Wait for the next item, holding connections for as long as that is allowed."""
-        self.end_task(holder)
+        holder.worker.end_item()
         if holder.entries or holder.caches:
             self.unreserve(holder)
             until = kept_until(holder, self._conn_max_idle)
@@ -243,17 +201,19 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def _count(self, item: Any, holder: Holder) -> None:
         """This item is not queued any more."""
+        worker = holder.worker
         if item is None:
             self._markers.pop()
-        elif (
-            holder not in self._workers
-            or holder.task is not None
-            or self._busy.get(holder) is holder  # its initializer has failed
+        if (
+            worker is not None
+            and worker.is_of(self.work)
+            and holder.task is None
+            and worker.item is not worker  # or its initializer has failed
         ):
-            self._tasks.discard(item)  # it was taken to be cancelled
-        else:
-            self.end_task(holder)
-            self._busy[holder] = item
+            worker.take(item)
+        elif item is not None:
+            item.future.failed_fn = self.work.fn_of(item)
+            self.work.items.discard(item)  # it was taken to be cancelled
 
 
 class _ParentsQueue(WorkQueue):
@@ -268,7 +228,9 @@ class _ParentsQueue(WorkQueue):
 
 def _give_up(future: concurrent.futures.Future[Any]) -> None:
     """Make of a forked child's copy of the parent's future one that nobody waits for."""
-    # Anew: a thread that is not here may have held its lock, and the callbacks are the parent's.
+    # Anew: a thread that is not here may have held its lock, and the callbacks are the parent's. Of the
+    # standard class: nobody here needs to hear of it.
+    future.__class__ = concurrent.futures.Future
     concurrent.futures.Future.__init__(future)
     future.set_exception(
         ExecutorError(f"this task belongs to the parent process, which has forked: pid={os.getppid()}")

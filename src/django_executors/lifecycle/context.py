@@ -114,7 +114,8 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
         for change in changes:
             change()
         _changes.set([])  # or a task that this one submits would do it again
-    _unshare()
+    if (shared := variables.precision.get(None)) is not None:
+        variables.precision.set(shared.copy())  # a copy of a context has the same `decimal.Context`
     try:
         return fn(*args, **kwargs)
     finally:
@@ -129,12 +130,6 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
                 guard.failures.append((f"{alias} (a cache)", holder.thread_name, error))
 
 
-def _unshare() -> None:
-    """Give the copy of a context its own precision and flags: it has the same `decimal.Context`."""
-    if (shared := variables.precision.get(None)) is not None:
-        variables.precision.set(shared.copy())
-
-
 def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a task's function in the thread that submits it, in a copy of its context."""
     holder = current_holder()
@@ -142,7 +137,8 @@ def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R
     holder.inline_tasks += 1
     try:
         context = contextvars.copy_context()
-        context.run(_unshare)
+        if (shared := variables.precision.get(None)) is not None:
+            context.run(variables.precision.set, shared.copy())
         return context.run(fn, *args, **kwargs)
     finally:
         holder.inline_tasks -= 1

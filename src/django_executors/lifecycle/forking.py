@@ -119,6 +119,7 @@ def _is_workers(holder: Holder) -> bool:
 def _is_no_worker(holder: Holder) -> None:
     """Make of the calling thread, a worker of the parent's, the main thread of this process."""
     holder.executor = holder.task = holder.works_for = None
+    holder.worker = holder.counts = None
     holder.scopes.clear()
     for entry in holder.copied():
         wrapper = entry.wrapper()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .caching import Client
+    from .counting import ConnectionCounts
     from .ledger import Entry
 
 _serials = itertools.count(1)
@@ -24,6 +25,7 @@ class Holder:
         "async_route",
         "caches",
         "context",
+        "counts",
         "entries",
         "executor",
         "inline_tasks",
@@ -32,6 +34,7 @@ class Holder:
         "task",
         "thread_ident",
         "thread_name",
+        "worker",
         "works_for",
     )
 
@@ -53,6 +56,9 @@ class Holder:
         self.inline_tasks = 0
         #: The executor whose worker this thread is.
         self.executor: str | None = None
+        #: What that executor has of this worker, and where its connections are counted.
+        self.worker: Any = None
+        self.counts: ConnectionCounts | None = None
         #: What it runs now.
         self.task: Callable[..., Any] | None = None
         #: The scopes that it is in, outermost first, and the serial numbers at which they began.

@@ -67,7 +67,7 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
             entry.close_was_refused = is_open(wrapper)
         finally:
             if not is_open(wrapper):
-                entry.note_closed(wrapper)
+                entry.note_closed()
 
     vars(wrapper).update(connect=connect, close=close)
     return entry

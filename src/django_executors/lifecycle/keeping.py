@@ -16,6 +16,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import asking, sessions
+from .counting import ConnectionCounts
 from .inspection import is_open, is_pooled, why_dirty
 from .ledger import Entry, Kept
 from .limits import Permit
@@ -59,18 +60,20 @@ def keep(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> bo
     wrapper.connection = None
     wrapper.queries_log.clear()
     if permit is not None:
-        permit.reclaim = partial(_reclaim, permit, kept)
+        permit.reclaim = partial(_reclaim, permit, kept, entry.counts)
         if permit.ceiling.is_wanted():  # since a moment ago
             permit.reclaim()
     return True
 
 
-def _reclaim(permit: Permit, kept: Kept) -> bool:
+def _reclaim(permit: Permit, kept: Kept, counts: ConnectionCounts | None) -> bool:
     """In any thread: close what no task has taken up, for the sake of its permit."""
     if not kept.claim():
         return False
     with contextlib.suppress(Exception):
         kept.driver.close()
+    if counts is not None:
+        counts.add("closed")
     permit.give_back()
     return True
 
@@ -97,6 +100,7 @@ def resume(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
         entry.close(wrapper, dirty=False)
         return False
     entry.note_use()
+    entry.count("reset" if kept.fresh else "reused")
     if not kept.fresh:
         wrapper.connection = kept.driver
         return True

@@ -20,6 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .attributes import Attributes
 from .closing import close_for_good
+from .counting import ConnectionCounts
 from .holder import Holder, current_holder, next_serial
 from .inspection import backend_pid, is_open, is_pooled
 from .limits import Permit
@@ -65,6 +66,7 @@ class Entry:
         "close_was_refused",
         "holder",
         "kept",
+        "key",
         "made",
         "opened_at",
         "origin",
@@ -77,7 +79,7 @@ class Entry:
     )
 
     def __init__(self, wrapper: BaseDatabaseWrapper, holder: Holder) -> None:
-        key = id(wrapper)
+        self.key = key = id(wrapper)
         self.alias = wrapper.alias
         self.vendor = wrapper.vendor
         self.holder = holder
@@ -115,9 +117,11 @@ class Entry:
         self.origin = tracemalloc.get_object_traceback(object()) if tracemalloc.is_tracing() else None
         if self.permit is not None:
             self.permit.has_connected = True
+        if self.key in _open:
+            self.count("closed")  # behind Django's back
+        self.count("opened")
         self.note_use()
-        key = id(wrapper)
-        _open[key] = self.holder.entries[key] = self
+        _open[self.key] = self.holder.entries[self.key] = self
         if self.made is not None:
             if (level := vars(wrapper).get("isolation_level")) is not None:
                 self.made.learn("isolation_level", level)  # PostgreSQL's has it from connecting
@@ -129,10 +133,20 @@ class Entry:
         """Enter that it belongs to the unit of work that runs now."""
         self.serial = next_serial()
 
-    def note_closed(self, wrapper: BaseDatabaseWrapper) -> None:
-        """Enter that it has closed."""
-        _open.pop(id(wrapper), None)
+    def note_closed(self) -> None:
+        """Enter that it has nothing open any more."""
+        if _open.pop(self.key, None) is not None:
+            self.count("closed")
         self.give_back_permit()
+
+    def count(self, what: str) -> None:
+        """Count this for the executor whose worker it happens to, if it is one."""
+        if (counts := self.counts) is not None:
+            counts.add(what)
+
+    @property
+    def counts(self) -> ConnectionCounts | None:
+        return (self.holder.works_for or self.holder).counts
 
     def give_back_permit(self) -> None:
         if (permit := self.permit) is not None:
@@ -143,8 +157,10 @@ class Entry:
         """Close it for good and return what went wrong. See `close_for_good`."""
         self.unpark(wrapper)
         error = close_for_good(wrapper, dirty=dirty)
+        if error is not None:
+            self.count("close_failures")
         if not is_open(wrapper):  # where closing went wrong, the hook has not seen it
-            self.note_closed(wrapper)
+            self.note_closed()
         return error
 
     def is_borrowed(self) -> bool:
@@ -168,27 +184,27 @@ class Entry:
     def take_kept(self) -> Kept | None:
         """Take what is parked beside the wrapper, unless it was taken away for its permit."""
         kept, self.kept = self.kept, None
-        if kept is None or not kept.claim():
+        if kept is None:
+            return None
+        if not kept.claim():
+            _open.pop(self.key, None)  # whoever took it away has counted it
             return None
         if self.permit is not None:
             self.permit.reclaim = None
         return kept
 
-    def forget(self, wrapper: BaseDatabaseWrapper) -> None:
+    def forget(self) -> None:
         """Strike out a wrapper that will not be used again."""
-        _strike_out(id(wrapper), self.holder)
+        _strike_out(self.key, self.holder)
 
 
 def give_back_unused(holder: Holder) -> None:
     """Give back the permits of what was closed behind Django's back, or taken away for its permit."""
-    for key in list(holder.entries):
-        entry = holder.entries.get(key)
-        if entry is None or (permit := entry.permit) is None:
-            continue
-        if permit.has_connected and not entry.is_held():
-            _open.pop(key, None)
-            entry.kept = None
-            entry.give_back_permit()
+    for entry in holder.copied():
+        permit = entry.permit
+        if permit is not None and permit.has_connected and not entry.is_held():
+            entry.take_kept()
+            entry.note_closed()
 
 
 _open: dict[int, Entry] = {}
@@ -236,13 +252,14 @@ def _abandon(key: int, holder: Holder) -> None:
 
 
 def _strike_out(key: int, holder: Holder) -> None:
-    _open.pop(key, None)
     entry = holder.entries.pop(key, None)
-    if entry is not None:
+    if entry is None:
+        _open.pop(key, None)
+    else:
         with contextlib.suppress(Exception):  # thrown away with a connection parked beside it
             if (kept := entry.take_kept()) is not None:
                 kept.driver.close()
-        entry.give_back_permit()
+        entry.note_closed()
 
 
 def forget_all() -> None:

@@ -146,7 +146,7 @@ def _is_as_made(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
 
 
 def _drop(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
-    entry.forget(wrapper)
+    entry.forget()
     # The alias may have left the settings: then it fails, and there is nothing to drop.
     with contextlib.suppress(Exception):
         if connections[wrapper.alias] is wrapper:

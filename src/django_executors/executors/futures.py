@@ -1,0 +1,142 @@
+"""The future of a task."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import logging
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.naming import task_name
+
+if TYPE_CHECKING:
+    from .work import Work
+
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class _Unheard:
+    """The error of a task, for which nobody has asked: logged when it is thrown away with its future.
+
+    This is how asyncio's futures do it, too. An object of its own, so that the future of a task that
+    succeeds costs nothing more.
+    """
+
+    __slots__ = ("__weakref__", "_error", "_fn")
+
+    def __init__(self, fn: Any, error: BaseException) -> None:
+        self._fn = fn
+        self._error: BaseException | None = error
+        _all.add(weakref.ref(self, _all.discard))
+
+    def hear(self) -> None:
+        self._fn = self._error = None
+
+    def tell(self) -> None:
+        fn, error = self._fn, self._error
+        self.hear()
+        if error is not None:
+            logger.error(
+                "task=%s failed, and nobody has asked for its result", task_name(fn), exc_info=error
+            )
+
+    __del__ = tell
+
+
+_all: set[weakref.ref[_Unheard]] = set()
+
+
+@atexit.register
+def _tell_all() -> None:
+    """At the end of the process, as long as there is a log."""
+    for reference in list(_all):
+        if (unheard := reference()) is not None:
+            unheard.tell()
+
+
+class TaskFuture(concurrent.futures.Future[R]):
+    """A future that says what it knows: an error that nobody hears, a wait that cannot end."""
+
+    #: What the task is a part of.
+    work: Work | None = None
+    #: By `time.monotonic()`.
+    queued_at = 0.0
+    #: What has failed, once it has.
+    failed_fn: Any = None
+    _was_asked = False
+    _unheard: _Unheard | None = None
+
+    def result(self, timeout: float | None = None) -> R:
+        """Return the task's result, or raise its error, as the standard class does.
+
+        Raises:
+            DeadlockError: called without a timeout in a worker of the task's own pool, where the wait
+                could never end.
+        """
+        try:
+            if (waits := self._waits_of_its_pool(timeout)) is None:
+                return super().result(timeout)
+            with waits:
+                return super().result()
+        except BaseException:
+            if self.done():
+                self._hear()
+            raise
+        finally:
+            del self  # which is in the error's traceback
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the task's error, or None, as the standard class does.
+
+        Raises:
+            DeadlockError: as `result` does.
+        """
+        try:
+            if (waits := self._waits_of_its_pool(timeout)) is None:
+                error = super().exception(timeout)
+            else:
+                with waits:
+                    error = super().exception()
+            self._hear()
+            return error
+        finally:
+            del self
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
+        self._hear()
+        super().add_done_callback(fn)
+
+    def cancel(self) -> bool:
+        try:
+            return super().cancel()
+        finally:
+            # Who takes it out counts: two threads may cancel at once.
+            if self.cancelled() and (work := vars(self).pop("work", None)) is not None:
+                work.note_cancelled()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        if exception is not None:
+            self._unheard = _Unheard(vars(self).pop("failed_fn", None), exception)
+            if self._was_asked:  # in this order: another thread may ask now
+                self._unheard.hear()
+        if self.work is not None and not (self.running() or self.done()):
+            self.work.note_broken()
+        super().set_exception(exception)
+
+    def _hear(self) -> None:
+        self._was_asked = True
+        if self._unheard is not None:
+            self._unheard.hear()
+
+    def _waits_of_its_pool(self, timeout: float | None) -> AbstractContextManager[None] | None:
+        """Return what notes the wait of a worker for a task of its own pool."""
+        worker = current_holder().worker
+        if timeout is not None or worker is None or self.work is None or not worker.is_of(self.work):
+            return None
+        return None if self.done() else self.work.waits.waiting(self.work, worker, self)
