@@ -53,7 +53,7 @@ class Bound:
                 raise
 
     def close(self) -> None:
-        """The pool takes no more tasks: whoever waits is to hear it."""
+        """The pool is about to take no more tasks: whoever waits tries again until it says so."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -177,7 +177,6 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._immediate.shutdown()
         if self._work.bound is not None:
-            super().shutdown(wait=False)
             self._work.bound.close()
         if seconds is None:
             super().shutdown(wait, cancel_futures=cancel_futures)
