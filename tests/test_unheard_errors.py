@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
@@ -201,6 +202,26 @@ def test_at_once(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> 
     pool.submit(fail)
     pool.submit(int).result(10)
     assert wait_until(lambda: len(logged(caplog))) == 1
+
+
+@pytest.mark.parametrize("ask", ["result", "exception"])
+def test_no_cycle(ask: str, pool: ThreadPoolExecutor) -> None:
+    """The future of an error that was given out, or did not come in time, is let go at once."""
+    gate = Gate()
+    pool.submit(gate)
+    future = pool.submit(fail)
+    with pytest.raises(TimeoutError):
+        getattr(future, ask)(0)
+    gate.open()
+    try:
+        error = getattr(future, ask)(10)
+    except ValueError as raised:
+        error = raised
+    pool.submit(int).result(10)  # the worker is done with it
+    reference = weakref.ref(future)
+    del future
+    assert reference() is None
+    assert isinstance(error, ValueError)
 
 
 def test_broken_pool(caplog: pytest.LogCaptureFixture) -> None:

@@ -139,4 +139,4 @@ class TaskFuture(concurrent.futures.Future[R]):
         worker = current_holder().worker
         if timeout is not None or worker is None or self.work is None or not worker.is_of(self.work):
             return None
-        return None if self.done() else self.work.waits.waiting(self.work, worker, self)
+        return self.work.waits.waiting(self.work, worker, self)
