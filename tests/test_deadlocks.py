@@ -95,6 +95,43 @@ def test_a_ring() -> None:
         assert all(isinstance(future.exception(10), DeadlockError) for future in futures[:3])
 
 
+def test_no_trace_of_a_caught_error(gate: Gate) -> None:
+    """A worker that has caught it waits no more, and so another one may."""
+
+    def catch() -> None:
+        with pytest.raises(DeadlockError):
+            futures[0].result()
+        gate()
+
+    futures: list[concurrent.futures.Future[Any]] = []
+    with ThreadPoolExecutor(2) as pool:
+        ready = threading.Event()
+        futures.append(pool.submit(lambda: ready.wait(10) and catch()))
+        ready.set()
+        gate.wait_for()
+        waiting = pool.submit(lambda: pool.submit(inner).result())
+        gate.open()
+        assert waiting.result(10) == 7
+
+
+def with_a_callback(pool: ThreadPoolExecutor) -> int:
+    """A callback waits for a task that asks for the result of the one that it is of, which is there."""
+    gate, results = Gate(), []
+
+    def callback(future: concurrent.futures.Future[int]) -> None:
+        asking = pool.submit(lambda: (gate(), future.result())[1])
+        gate.wait_for()
+        gate.open()
+        results.append(asking.result())
+
+    first = pool.submit(lambda: (started.wait(10), 7)[1])
+    started = threading.Event()
+    first.add_done_callback(callback)
+    started.set()
+    assert wait_until(lambda: results, within=10) == [7]
+    return first.result(10)
+
+
 def with_room(pool: ThreadPoolExecutor) -> int:
     """Another worker is free."""
     return pool.submit(lambda: pool.submit(inner).result()).result(10)
@@ -145,7 +182,7 @@ def for_a_running_one(pool: ThreadPoolExecutor) -> int:
 
 
 @pytest.mark.parametrize(
-    "do", [with_room, of_another_pool, of_a_done_one, from_outside, for_a_running_one]
+    "do", [with_a_callback, with_room, of_another_pool, of_a_done_one, from_outside, for_a_running_one]
 )
 def test_is_silent(do: Callable[[ThreadPoolExecutor], int]) -> None:
     """Waits that can end go on as they always did."""

@@ -5,20 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from functools import partial
 
 import pytest
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import RequestFactory
 
 from django_executors import DeadlockError, QueueFull, ThreadPoolExecutor
 
 from .gates import Gate
+from .testapp.models import Entry
 from .waiting import wait_until
 
 
 def rebuild_report(pk: int) -> None:
     if pk < 0:
         raise ValueError(pk)
+
+
+confirmed: list[str] = []
+
+
+def confirm(pk: int) -> None:
+    confirmed.append(Entry.objects.get(pk=pk).name)
 
 
 # view: begin
@@ -44,6 +54,17 @@ def metrics(request: HttpRequest) -> HttpResponse:
 # metrics: end
 
 
+# commit: begin
+def order(request: HttpRequest) -> HttpResponse:
+    with transaction.atomic():
+        entry = Entry.objects.create(name=request.POST["name"])
+        transaction.on_commit(partial(pool.submit, confirm, entry.pk))
+    return HttpResponse(status=201)
+
+
+# commit: end
+
+
 def is_idle() -> bool:
     stats = pool.stats()
     return stats.pending == stats.busy == 0
@@ -59,6 +80,13 @@ def test_the_view(gate: Gate) -> None:
     gate.open()
     assert wait_until(is_idle, within=10)
     assert rebuild(request, 1).status_code == 202
+
+
+def test_after_the_commit(caplog: pytest.LogCaptureFixture) -> None:
+    """The task sees the row, and nothing is logged."""
+    assert order(RequestFactory().post("/", {"name": "mine"})).status_code == 201
+    assert wait_until(lambda: confirmed) == ["mine"]
+    assert caplog.records == []
 
 
 def test_the_metrics() -> None:

@@ -13,6 +13,8 @@ import pytest
 from django.db import connection, connections
 
 from django_executors import ExecutorStats, ImmediateExecutor, ThreadPoolExecutor, all_connections
+from django_executors.executors.stats import Tally
+from django_executors.executors.work import Worker
 from django_executors.testing import run_inline
 
 from .draining import query
@@ -163,6 +165,35 @@ def test_in_callers_threads() -> None:
             assert (stats.submitted, stats.completed, stats.failed, stats.workers) == (2, 1, 1, 0)
             assert adds_up(stats)
     pool.shutdown()
+
+
+def test_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens while it reads is in all of the numbers, or in none."""
+    read = Tally.read
+    tasks = [int, fail]
+
+    def slow_read(self: Tally) -> Any:
+        if tasks:
+            pool.submit(tasks.pop()).exception(10)
+        return read(self)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(int).result(10)
+        monkeypatch.setattr(Tally, "read", slow_read)
+        stats = pool.stats()
+        assert adds_up(stats)
+        assert (stats.submitted, stats.completed, stats.failed) == (3, 2, 1)
+
+
+def test_a_worker_that_ends_meanwhile(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that ends while it reads is still counted for the task that it ran at that moment."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gate)
+        gate.wait_for()
+        monkeypatch.setattr(Worker, "has_ended", lambda _: True)
+        stats = pool.stats()
+        gate.open()
+    assert (stats.workers, stats.busy, stats.idle) == (1, 1, 0)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from django_executors.arguments import check_bound, check_seconds, check_timeout
 from django_executors.lifecycle import context
+from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.transactions import warn_if_open
 
 from . import inline, living
 from .base import begin_worker, run_task
@@ -132,6 +134,8 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """
         if inline.switched_on:
             return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
+        if (holder := current_holder()).entries:
+            warn_if_open(holder, fn)
         inherited = context.inherit() if self._inherit_context else None
         submit = super().submit
         while True:
