@@ -17,6 +17,11 @@ from .waiting import wait_until
 pytestmark = pytest.mark.usefixtures("collector_off")
 
 
+def opened_and_closed(pool: ThreadPoolExecutor) -> tuple[int, int]:
+    stats = pool.stats()
+    return stats.connections_opened, stats.connections_closed
+
+
 @pytest.mark.usefixtures("conn_max_age")
 def test_kept_for_a_task_that_makes_no_query(gate: Gate) -> None:
     """A connection that is kept for a task which makes no query goes to a worker that waits for it."""
@@ -43,11 +48,13 @@ def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
         gate.wait_for()
         held = other.submit(holding)
         holding.wait_for()
+        assert opened_and_closed(busy) == (1, 1)
         gate.open()
         first.result(10)
         assert isinstance(last.exception(10), ConnectionLimitTimeout)
         holding.open()
         held.result(10)
+        assert opened_and_closed(busy) == opened_and_closed(other) == (1, 1)
 
 
 def test_busy_pool_gives_way() -> None:

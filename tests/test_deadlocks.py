@@ -119,15 +119,15 @@ def with_a_callback(pool: ThreadPoolExecutor) -> int:
     gate, results = Gate(), []
 
     def callback(future: concurrent.futures.Future[int]) -> None:
-        asking = pool.submit(lambda: (gate(), future.result())[1])
-        gate.wait_for()
-        gate.open()
-        results.append(asking.result())
+        def ask() -> int:
+            wait_until(lambda: pool._work.waits._futures)
+            return future.result()
 
-    first = pool.submit(lambda: (started.wait(10), 7)[1])
-    started = threading.Event()
+        results.append(pool.submit(ask).result())
+
+    first = pool.submit(lambda: (gate(), 7)[1])
     first.add_done_callback(callback)
-    started.set()
+    gate.open()
     assert wait_until(lambda: results, within=10) == [7]
     return first.result(10)
 
@@ -193,10 +193,14 @@ def test_is_silent(do: Callable[[ThreadPoolExecutor], int]) -> None:
 def test_with_a_timeout() -> None:
     """A wait with a timeout ends by itself, with the standard error, and then the others go on."""
 
+    both_run = threading.Barrier(2)
+
     def patient() -> int:
+        both_run.wait(10)
         return pool.submit(inner).result()
 
     def outer() -> int:
+        both_run.wait(10)
         child = pool.submit(inner)
         with pytest.raises(TimeoutError):
             child.result(0.05)

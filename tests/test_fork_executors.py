@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -79,6 +80,23 @@ def test_busy_in_the_parent(pool: ThreadPoolExecutor, gate: Gate) -> None:
     gate.open()
     assert concurrent.futures.wait([*gates, *queued], 10).not_done == set()
     assert ran_in == [os.getpid()] * 10
+
+
+def test_nobody_has_to_ask_in_the_child(
+    pool: ThreadPoolExecutor, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The child's copies of the parent's futures are thrown away without a word."""
+    futures = [pool.submit(gate) for _ in range(4)]
+    gate.wait_for(2)
+
+    def child() -> None:
+        assert concurrent.futures.wait(futures, 10).not_done == set()
+        futures.clear()
+        gc.collect()
+        assert caplog.records == []
+
+    check(child)
+    gate.open()
 
 
 def test_futures_of_the_parent(pool: ThreadPoolExecutor, gate: Gate) -> None:
