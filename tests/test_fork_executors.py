@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from django_executors import ExecutorError, ImmediateExecutor, ThreadPoolExecutor, all_connections
+from django_executors.executors.futures import _tell_all
 from django_executors.testing import drain, run_inline
 
 from .forking import fork, server_pid
@@ -85,17 +85,21 @@ def test_busy_in_the_parent(pool: ThreadPoolExecutor, gate: Gate) -> None:
 def test_nobody_has_to_ask_in_the_child(
     pool: ThreadPoolExecutor, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The child's copies of the parent's futures are thrown away without a word."""
+    """The parent's futures are thrown away in the child, or there at its end, without a word."""
+    failed = pool.submit(int, "x")
+    concurrent.futures.wait([failed], 10)
     futures = [pool.submit(gate) for _ in range(4)]
     gate.wait_for(2)
 
     def child() -> None:
+        nonlocal failed
         assert concurrent.futures.wait(futures, 10).not_done == set()
-        futures.clear()
-        gc.collect()
+        failed = futures[0]
+        _tell_all()  # as at exit
         assert caplog.records == []
 
     check(child)
+    assert isinstance(failed.exception(), ValueError)
     gate.open()
 
 

@@ -125,8 +125,10 @@ def stop_by_an_early_item(pool: ThreadPoolExecutor, gate: Gate) -> None:
 
 
 def stop_by_a_timeout(pool: ThreadPoolExecutor, gate: Gate) -> None:
+    for _ in range(2):
+        pool.submit(gate)
     with pytest.raises(TimeoutError):
-        list(pool.map(lambda _: gate(), Items(), buffersize=10, timeout=0))
+        list(pool.map(lambda _: gate(), Items(), buffersize=8, timeout=0))
 
 
 STOPS = [stop_by_break, stop_by_an_error, stop_by_an_item, stop_by_an_early_item, stop_by_a_timeout]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import logging
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -60,6 +61,16 @@ def _tell_all() -> None:
             unheard.tell()
 
 
+def _after_fork_in_child() -> None:
+    # It is the parent's to tell.
+    for reference in list(_all):
+        if (unheard := reference()) is not None:
+            unheard.hear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class TaskFuture(concurrent.futures.Future[R]):
     """A future that says what it knows: an error that nobody hears, a wait that cannot end."""
 
@@ -97,16 +108,13 @@ class TaskFuture(concurrent.futures.Future[R]):
         Raises:
             DeadlockError: as `result` does.
         """
-        try:
-            if (waits := self._waits_of_its_pool(timeout)) is None:
-                error = super().exception(timeout)
-            else:
-                with waits:
-                    error = super().exception()
-            self._hear()
-            return error
-        finally:
-            del self
+        if (waits := self._waits_of_its_pool(timeout)) is None:
+            error = super().exception(timeout)
+        else:
+            with waits:
+                error = super().exception()
+        self._hear()
+        return error
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
         self._hear()

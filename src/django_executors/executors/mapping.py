@@ -64,7 +64,6 @@ def _results(
                 and (arguments := next(rest, None)) is not None
             ):
                 futures.append(executor.submit(fn, *arguments))
-                del arguments
             executor = None
             yield _result(futures.popleft(), deadline)
     finally:
