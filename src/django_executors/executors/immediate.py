@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from django_executors.arguments import check_timeout
 
 from .inline import run_now
-from .mapping import map_in_order
+from .mapping import Executor
 from .stats import ExecutorStats
 from .work import Work
 
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class ImmediateExecutor(concurrent.futures.Executor):
+class ImmediateExecutor(Executor):
     """Run each call at once, in the caller's thread: for tests, for debugging, for a single core.
 
     `submit` returns when the task has run; its future is done, with the task's result or exception,
@@ -52,34 +52,6 @@ class ImmediateExecutor(concurrent.futures.Executor):
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(self._work, fn, *args, **kwargs)
-
-    def map(
-        self,
-        fn: Callable[..., R],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[R]:
-        """Call `fn` with each item, in the caller's thread, and return an iterator over the results.
-
-        Items are run as this is called; with a buffersize so many, and the others as results are taken.
-
-        Args:
-            timeout: for how many seconds the results may take, from this call on; default None: as long
-                as they take.
-            chunksize: means nothing to one thread, as in the standard class.
-            buffersize: how many tasks may be submitted whose results were not taken yet, as on Python
-                3.14. When you would want it: the items are many, or read from a database as they come.
-                Then `iterables` are read only as far. Default None: all at once.
-
-        Raises:
-            TimeoutError: a result was not there in time; from `next()`, as the tasks' own errors are.
-            TypeError: buffersize is neither None nor an int.
-            ValueError: buffersize is below 1.
-            Exception: what an iterable has raised, or `submit`.
-        """
-        return map_in_order(self, fn, iterables, timeout=timeout, buffersize=buffersize)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from django_executors.arguments import check_bound, check_seconds, check_timeout
@@ -18,7 +18,7 @@ from .base import begin_worker, run_task
 from .bound import Bound, NoRoom
 from .ending import end
 from .immediate import ImmediateExecutor
-from .mapping import map_in_order
+from .mapping import Executor
 from .stats import ExecutorStats
 from .work import Work
 from .workqueue import WorkQueue, workers_of
@@ -30,7 +30,7 @@ R = TypeVar("R")
 _THREADS_INHERIT = bool(getattr(sys.flags, "thread_inherit_context", False))
 
 
-class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
     """Run calls in threads that let go of their database connections: the standard pool for Django.
 
     It is `concurrent.futures.ThreadPoolExecutor` in all else: the same constructor, `submit`, `map`,
@@ -149,35 +149,6 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             except NoRoom:
                 pass
             self._work.wait_for_room()
-
-    def map(
-        self,
-        fn: Callable[..., R],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[R]:
-        """Call `fn` with each item, in the workers, and return an iterator over the results, in order.
-
-        Items are submitted as this is called. When the iteration ends, also by an error or a `break`,
-        what has not begun is cancelled.
-
-        Args:
-            timeout: for how many seconds the results may take, from this call on; default None: as long
-                as they take.
-            chunksize: means nothing to threads, as in the standard class.
-            buffersize: how many tasks may be submitted whose results were not taken yet, as on Python
-                3.14. When you would want it: the items are many, or read from a database as they come.
-                Then `iterables` are read only as far. Default None: all at once.
-
-        Raises:
-            TimeoutError: a result was not there in time; from `next()`, as the tasks' own errors are.
-            TypeError: buffersize is neither None nor an int.
-            ValueError: buffersize is below 1.
-            Exception: what an iterable has raised, or `submit`.
-        """
-        return map_in_order(self, fn, iterables, timeout=timeout, buffersize=buffersize)
 
     def _adjust_thread_count(self) -> None:
         # A private method of the standard class's, which takes its time to find that all have started.
