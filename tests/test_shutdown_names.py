@@ -14,6 +14,7 @@ import pytest
 
 from django_executors import ThreadPoolExecutor
 from django_executors.executors.work import Worker
+from django_executors.lifecycle.holder import current_holder
 
 from .draining import occupy, query
 from .gates import Gate
@@ -152,7 +153,7 @@ def test_taken_and_not_begun(
     take = Worker.take
 
     def stop_here(self: Worker, item: Any) -> None:
-        if self.holder.executor == "stops" and item is not None:
+        if current_holder().executor == "stops" and item is not None:
             gate()
         take(self, item)
 

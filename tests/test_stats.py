@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,6 +195,18 @@ def test_a_worker_that_ends_meanwhile(gate: Gate, monkeypatch: pytest.MonkeyPatc
         stats = pool.stats()
         gate.open()
     assert (stats.workers, stats.busy, stats.idle) == (1, 1, 0)
+
+
+@pytest.mark.usefixtures("collector_off")
+def test_no_cycle() -> None:
+    """What an executor kept of its work goes with it, without a collection."""
+    pool = ThreadPoolExecutor(2)
+    assert pool.submit(int).result(10) == 0
+    assert pool.submit(fail).exception(10)
+    pool.shutdown()
+    executor, work = weakref.ref(pool), weakref.ref(pool._work)
+    del pool
+    assert executor() is work() is None
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django_executors.exceptions import DeadlockError
+from django_executors.lifecycle.holder import current_holder
 
 if TYPE_CHECKING:
     from .work import Work, Worker
@@ -76,7 +77,7 @@ class Waits:
     def _why(self, work: Work, worker: Worker) -> str:
         said = (
             "a wait for a task of the worker's own pool that could never end: "
-            f"executor={worker.holder.executor} workers={work.max_workers} "
+            f"executor={current_holder().executor} workers={work.max_workers} "
             f"waiting={len(self._futures)} pending={work.stats().pending}"
         )
         waits = [

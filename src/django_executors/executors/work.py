@@ -18,21 +18,29 @@ from .stats import ExecutorStats, Tally
 from .waits import Waits
 
 
-class Worker(Tally):
-    """One thread of a pool, and what it does."""
+class Initializer:
+    """What a worker does before its first task."""
 
-    __slots__ = ("__weakref__", "_thread", "_work", "holder", "item")
+
+class Worker(Tally):
+    """One thread of a pool, and what it does. Refers to nothing that refers to it."""
+
+    __slots__ = ("_holder", "_items", "_thread", "item")
 
     def __init__(self, work: Work, holder: Holder) -> None:
         super().__init__()
-        self._work = work
-        self.holder = holder
+        self._items = work.items
+        self._holder = weakref.ref(holder)
         self._thread = weakref.ref(threading.current_thread())
-        #: The work item that it has taken and is not done with; itself, while it is in its initializer.
-        self.item: Any = self
+        #: The work item that it has taken and is not done with.
+        self.item: Any = Initializer()
 
     def is_of(self, work: Work) -> bool:
-        return self._work is work
+        return self._items is work.items
+
+    def holder(self) -> Holder | None:
+        """Return what its thread holds; None if that has ended and left nothing."""
+        return self._holder()
 
     def has_ended(self) -> bool:
         """Tell whether its thread has ended."""
@@ -40,12 +48,12 @@ class Worker(Tally):
         return thread is None or not is_alive(thread)
 
     def runs_task(self) -> bool:
-        return self.item is not None and self.item is not self
+        return self.item is not None and not isinstance(self.item, Initializer)
 
     def take(self, item: Any) -> None:
         """It has no more to do with what it did last, a task and its callbacks, but with this item."""
         done, self.item = self.item, item
-        self._work.items.discard(done)  # it may have done nothing
+        self._items.discard(done)  # it may have done nothing
 
     def end_item(self) -> None:
         """It has nothing to do any more: no initializer, no task and no callbacks."""
@@ -67,7 +75,7 @@ class Work:
         self.bound = bound
         #: The most workers at once.
         self.max_workers = 0
-        #: What has not ended: work items, with their callbacks, and workers in their initializers.
+        #: What has not ended: work items, with their callbacks, and initializers.
         self.items: set[Any] = set()
         self.workers: list[Worker] = []
         self.waits = Waits()
@@ -86,7 +94,7 @@ class Work:
         worker = Worker(self, holder)
         holder.worker = worker
         holder.counts = self.connections
-        self.items.add(worker)
+        self.items.add(worker.item)
         self.workers.append(worker)
         return worker
 
@@ -208,7 +216,7 @@ class Work:
         self.end_dead_workers()
         found: Counter[str] = Counter()
         for item in self.items.copy():
-            if isinstance(item, Worker):
+            if isinstance(item, Initializer):
                 found["an initializer"] += 1
             elif not item.future.done():
                 found[self.name_of(item)] += 1

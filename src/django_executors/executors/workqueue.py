@@ -33,7 +33,7 @@ from django_executors.lifecycle.release import has_to_let_go, is_limited, kept_u
 
 from .forked import end_process
 from .futures import TaskFuture
-from .work import Work
+from .work import Initializer, Work
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
@@ -136,7 +136,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
         Any thread may call this.
         """
         self.work.end_dead_workers()
-        workers = [worker.holder for worker in self.work.workers]
+        workers = [holder for worker in self.work.workers if (holder := worker.holder()) is not None]
         executor = next((worker.executor for worker in workers), None)
         if self.work.items:
             running = [task for worker in workers if (task := worker.task) is not None]
@@ -175,8 +175,11 @@ class WorkQueue(queue.SimpleQueue[Any]):
         """In a forked child: the parent's threads are not here, and its work is not done here."""
         self.__class__ = _ParentsQueue
         # The future of a task that has ended is done, and its callbacks may run.
-        workers = self.work.workers
-        unfinished = [each.item.future for each in workers if each.runs_task() and each.holder.task]
+        unfinished = [
+            worker.item.future
+            for worker in self.work.workers
+            if worker.runs_task() and (holder := worker.holder()) is not None and holder.task is not None
+        ]
         with contextlib.suppress(queue.Empty):
             while True:
                 if (item := _take(self, False)) is not None and item is not _LET_GO:
@@ -208,7 +211,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
             worker is not None
             and worker.is_of(self.work)
             and holder.task is None
-            and worker.item is not worker  # or its initializer has failed
+            and type(worker.item) is not Initializer  # which has failed
         ):
             worker.take(item)
         elif item is not None:

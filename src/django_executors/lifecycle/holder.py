@@ -22,6 +22,7 @@ class Holder:
     """What one thread holds. Kept alive by the thread, and by the wrappers that it made."""
 
     __slots__ = (
+        "__weakref__",
         "async_route",
         "caches",
         "context",
