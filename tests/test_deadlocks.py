@@ -37,10 +37,11 @@ def test_one_worker(ask: str) -> None:
         assert isinstance(error, DeadlockError)
         assert isinstance(error, ExecutorError)
         assert isinstance(error, RuntimeError)
-        said, *waits = str(error).splitlines()
+        said, *waits, way_out = str(error).splitlines()
         assert said.endswith("could never end: executor=of the test workers=1 waiting=1 pending=1")
         outer_name = "tests.test_deadlocks.test_one_worker.<locals>.outer"
         assert waits == [f"task={outer_name} waits for task=tests.test_deadlocks.inner"]
+        assert way_out == "Submit from outside of the pool's tasks, or to a second pool."
         assert children[0].result(10) == 7
 
 

@@ -88,8 +88,8 @@ def test_more_than_the_items(executor: Any) -> None:
     [
         (0, ValueError, "buffersize must be 1 or more, or None, not 0"),
         (-1, ValueError, "buffersize must be 1 or more, or None, not -1"),
-        (1.0, TypeError, "buffersize must be a number of tasks or None, not 1.0"),
-        (True, TypeError, "buffersize must be a number of tasks or None, not True"),
+        (1.0, TypeError, "buffersize must be an int or None, not 1.0"),
+        (True, TypeError, "buffersize must be an int or None, not True"),
     ],
 )
 def test_wrong_values(executor: Any, buffersize: Any, error: type[Exception], said: str) -> None:

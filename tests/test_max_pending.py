@@ -238,10 +238,15 @@ def test_inline_has_no_queue(gate: Gate) -> None:
     [
         ({"max_pending": 0}, ValueError, "max_pending must be 1 or more, not 0"),
         ({"max_pending": -1}, ValueError, "max_pending must be 1 or more, not -1"),
-        ({"max_pending": 1.5}, TypeError, "max_pending must be a number of tasks or None, not 1.5"),
-        ({"max_pending": True}, TypeError, "max_pending must be a number of tasks or None, not True"),
-        ({"max_pending": "8"}, TypeError, "max_pending must be a number of tasks or None, not '8'"),
+        ({"max_pending": 1.5}, TypeError, "max_pending must be an int or None, not 1.5"),
+        ({"max_pending": True}, TypeError, "max_pending must be an int or None, not True"),
+        ({"max_pending": "8"}, TypeError, "max_pending must be an int or None, not '8'"),
         ({"when_full": "wait"}, ValueError, "when_full must be 'block' or 'raise', not 'wait'"),
+        (
+            {"when_full": "raise"},
+            ValueError,
+            "when_full='raise' needs max_pending, or the queue is never full",
+        ),
         ({"when_full": None}, ValueError, "when_full must be 'block' or 'raise', not None"),
     ],
 )

@@ -50,15 +50,18 @@ def check_bound(max_pending: object, when_full: object) -> None:
 
     Raises:
         TypeError: max_pending is neither None nor an int.
-        ValueError: max_pending is below 1, or when_full is neither "block" nor "raise".
+        ValueError: max_pending is below 1, when_full is neither "block" nor "raise", or is "raise"
+            without max_pending.
     """
     if max_pending is not None:
         if isinstance(max_pending, bool) or not isinstance(max_pending, int):
-            raise TypeError(f"max_pending must be a number of tasks or None, not {max_pending!r}")
+            raise TypeError(f"max_pending must be an int or None, not {max_pending!r}")
         if max_pending < 1:
             raise ValueError(f"max_pending must be 1 or more, not {max_pending!r}")
     if when_full not in ("block", "raise"):
         raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
+    if max_pending is None and when_full != "block":
+        raise ValueError(f"when_full={when_full!r} needs max_pending, or the queue is never full")
 
 
 def check_decorated(decorator: str, fn: Any, *, coroutines: bool = False) -> None:

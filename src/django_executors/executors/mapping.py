@@ -28,23 +28,23 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[R]:
         """Submit a call of `fn` for each item, and return an iterator over the results, in order.
 
-        Tasks are submitted by this call, and with a buffersize one more for each result that is taken.
-        `iterables` are read in the threads that call this and take the results. When the iteration ends,
-        also by an error or a `break`, what has not begun is cancelled.
+        Tasks are submitted by this call; with a buffersize, so many, and one more each time a result is
+        asked for. `iterables` are read by the threads that call this and ask for results. When the
+        iteration ends, also by an error or a `break`, what has not begun is cancelled.
 
         Args:
             timeout: for how many seconds the results may take, from this call on; default None: as long
                 as they take.
             chunksize: means nothing to threads, as in the standard class.
-            buffersize: how many tasks may be submitted whose results were not taken yet, as on Python
-                3.14. When you would want it: the items are many, or read from a database as they come.
-                Default None: all are submitted at once.
+            buffersize: how many tasks are submitted ahead, as on Python 3.14. When you would want it:
+                the items are many, or read from a database as they come. Default None: all at once.
 
         Raises:
             TimeoutError: a result was not there in time; from `next()`, as the tasks' own errors are.
             TypeError: buffersize is neither None nor an int.
             ValueError: buffersize is below 1.
-            Exception: what an iterable has raised, or `submit`. What was submitted by then is cancelled.
+            QueueFull: as `submit`; from `next()` too, with a buffersize.
+            Exception: what an iterable has raised. Whatever is raised, what was queued is cancelled.
         """
         _check(buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -64,7 +64,7 @@ class Executor(concurrent.futures.Executor):
 def _check(buffersize: object) -> None:
     if buffersize is not None:
         if isinstance(buffersize, bool) or not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be a number of tasks or None, not {buffersize!r}")
+            raise TypeError(f"buffersize must be an int or None, not {buffersize!r}")
         if buffersize < 1:
             raise ValueError(f"buffersize must be 1 or more, or None, not {buffersize!r}")
 

@@ -7,45 +7,50 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
-    """What `stats()` returns: numbers since the executor was made, all of the same moment.
+    """What `stats()` returns: numbers that are all of the same moment.
 
-    `submitted` is the sum of `pending`, `busy`, `completed`, `failed` and `cancelled`, and `workers` is
-    that of `busy` and `idle`. A task counts as ended once it has let go of its connections, before its
-    future gives its result. Connections are those of every alias that the workers opened;
-    `connections_opened - connections_closed` of them are open.
+    `workers`, `busy`, `idle` and `pending` say what is now; the others grow from the executor's making,
+    or, in a forked child, from the fork. `submitted` is the sum of `pending`, `busy`, `completed`,
+    `failed` and `cancelled`, and `workers` is that of `busy` and `idle`. A task counts as ended once it
+    has let go of its connections, before its future gives its result. Connections are those of every
+    alias that the workers opened; `connections_opened - connections_closed` of them are open.
+
+    Attributes:
+        workers: threads of this executor; a task that runs in its caller's thread counts as one more.
+        busy: tasks that have begun and not ended.
+        idle: workers without a task, which wait or run an initializer or a callback.
+        pending: tasks that are submitted and have not begun.
+        submitted: tasks that were taken.
+        completed: tasks that have returned a result.
+        failed: tasks that have raised, or did not run because an initializer had failed.
+        cancelled: tasks that were cancelled before they began.
+        rejected: calls of `submit` that were refused by `QueueFull`.
+        connections_opened: connections that a worker opened, or got from Django's pool.
+        connections_reset: how often a task got a kept connection with a fresh session
+            (CONN_MAX_AGE = 0).
+        connections_reused: how often a task got a kept connection with its session (another
+            CONN_MAX_AGE).
+        connections_closed: connections that were closed, or went back to Django's pool.
+        close_failures: errors while closing a connection; it is closed all the same.
+        queue_seconds: the sum of the seconds that tasks waited in the queue before they began.
+        run_seconds: the sum of the seconds that tasks ran, until they had let go.
     """
 
-    #: Threads that run: the pool's workers, and callers' threads in which a task runs at once.
     workers: int
-    #: Tasks that have begun and not ended.
     busy: int
-    #: Workers that run no task: they wait, or run an initializer or a callback.
     idle: int
-    #: Tasks that are submitted and have not begun.
     pending: int
-    #: Tasks that were taken.
     submitted: int
-    #: Tasks that have returned a result.
     completed: int
-    #: Tasks that have raised, or did not run because an initializer had failed.
     failed: int
-    #: Tasks that were cancelled before they began.
     cancelled: int
-    #: Tasks that were refused by `QueueFull`.
     rejected: int
-    #: Connections that a worker opened, or got from Django's pool.
     connections_opened: int
-    #: How often a task got a kept connection with a fresh session (CONN_MAX_AGE = 0).
     connections_reset: int
-    #: How often a task got a kept connection with its session (another CONN_MAX_AGE).
     connections_reused: int
-    #: Connections that were closed, or went back to Django's pool.
     connections_closed: int
-    #: Errors while closing a connection; it is closed all the same.
     close_failures: int
-    #: For how many seconds, all together, the tasks that have begun had waited in the queue.
     queue_seconds: float
-    #: For how many seconds, all together, the tasks that have ended ran, until they had let go.
     run_seconds: float
 
 

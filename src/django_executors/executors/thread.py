@@ -69,9 +69,9 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
 
     Raises:
         ValueError: max_workers or max_pending is not greater than 0, conn_max_idle is below 0, or
-            when_full is neither "block" nor "raise".
-        TypeError: initializer is not callable, max_workers, conn_max_idle or max_pending is no number,
-            or inherit_context is no bool.
+            when_full is neither "block" nor "raise", or is "raise" without max_pending.
+        TypeError: initializer is not callable, max_workers, conn_max_idle is no number, max_pending
+            is no int, or inherit_context is no bool.
     """
 
     def __init__(

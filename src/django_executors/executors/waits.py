@@ -84,4 +84,4 @@ class Waits:
             f"task={work.name_of_worker(each)} waits for task={work.name_of_future(future)}"
             for each, future in self._futures.items()
         ]
-        return "\n".join([said, *waits])
+        return "\n".join([said, *waits, "Submit from outside of the pool's tasks, or to a second pool."])

@@ -37,8 +37,8 @@ def warn_if_open(holder: Holder, fn: Callable[..., Any]) -> None:
     with contextlib.suppress(Exception):  # a log handler's own
         logger.warning(
             "task=%s alias=%s at=%s:%s submitted inside an open transaction: the worker does not see "
-            "its rows before it commits, and may wait for their locks for ever. Submit when it has "
-            "committed: by submit_on_commit where the executor has it, or by transaction.on_commit",
+            "what this transaction has not committed, and may wait for its locks for ever. Submit after "
+            "the commit: by submit_on_commit where the executor has it, or by transaction.on_commit",
             task_name(fn),
             ",".join(sorted(aliases)),
             *site,

@@ -1,7 +1,7 @@
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 
 from django.core.management import BaseCommand, CommandParser
+from django.db.models import QuerySet
 from django.utils.text import slugify
 from tqdm import tqdm
 
@@ -19,10 +19,12 @@ def fill(pks: list[int]) -> int:
     return Article.objects.bulk_update(articles, ["slug"])
 
 
-def batches(pks: Iterable[int]) -> Iterator[list[int]]:
-    pks = iter(pks)
-    while batch := list(islice(pks, BATCH)):
-        yield batch
+def batches(articles: QuerySet[Article]) -> Iterator[list[int]]:
+    """Read the keys of these articles, some at a time."""
+    last = 0
+    while pks := list(articles.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:BATCH]):
+        yield pks
+        last = pks[-1]
 
 
 class Command(BaseCommand):
@@ -33,7 +35,6 @@ class Command(BaseCommand):
 
     def handle(self, *, workers: int, **options: object) -> None:
         missing = Article.objects.filter(slug=None)
-        pks = missing.values_list("pk", flat=True).iterator()
         with ThreadPoolExecutor(workers) as pool, tqdm(total=missing.count(), unit=" rows") as bar:
-            for filled in pool.map(fill, batches(pks), buffersize=2 * workers):
+            for filled in pool.map(fill, batches(missing), buffersize=2 * workers):
                 bar.update(filled)
