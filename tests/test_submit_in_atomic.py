@@ -22,7 +22,7 @@ from .testapp.models import Entry
 
 LOGGER = "django_executors.lifecycle.transactions"
 
-pool = ThreadPoolExecutor(2, "of the test")
+pool = ThreadPoolExecutor(2)
 
 
 @pytest.fixture(autouse=True)
