@@ -18,7 +18,7 @@ def index(*_: object) -> None:
 
 def left(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what shutdowns have logged."""
-    name = "django_executors.executors.ending"
+    name = "django_executors.execution.ending"
     return [record.getMessage() for record in caplog.records if record.name == name]
 
 

@@ -14,7 +14,7 @@ from django.urls import get_urlconf, set_urlconf
 from django.utils import timezone, translation
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor
-from django_executors.executors import thread
+from django_executors.execution import thread
 from django_executors.lifecycle import variables
 from django_executors.testing import run_inline
 

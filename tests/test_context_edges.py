@@ -15,7 +15,7 @@ from django.urls import get_script_prefix, set_script_prefix
 from django.utils.translation import trans_real
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor
-from django_executors.executors import thread
+from django_executors.execution import thread
 from django_executors.lifecycle import variables
 from django_executors.testing import run_inline
 

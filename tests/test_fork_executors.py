@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from django_executors import ExecutorError, ImmediateExecutor, ThreadPoolExecutor, all_connections
-from django_executors.executors.futures import _tell_all
+from django_executors.execution.futures import _tell_all
 from django_executors.testing import drain, run_inline
 
 from .forking import fork, server_pid

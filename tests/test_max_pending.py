@@ -174,7 +174,7 @@ def test_in_an_event_loop(gate: Gate) -> None:
 
 def test_interrupted_while_waiting(gate: Gate, submitter: concurrent.futures.Executor) -> None:
     """A submitter that is interrupted as it wakes up leaves the place to the next one."""
-    from django_executors.executors.bound import Bound, NoRoom
+    from django_executors.execution.bound import Bound, NoRoom
 
     bound = Bound(1, blocks=True)
     bound.take()

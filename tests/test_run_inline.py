@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from django.test import SimpleTestCase
 
 from django_executors import ThreadPoolExecutor, all_connections
-from django_executors.executors import inline
+from django_executors.execution import inline
 from django_executors.testing import run_inline
 from private_servers import django_database
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from django_executors import ThreadPoolExecutor
-from django_executors.executors import ending
+from django_executors.execution import ending
 
 from .draining import check_accounting, is_idle, occupy, query
 from .gates import Gate

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from django_executors import ThreadPoolExecutor
-from django_executors.executors.work import Worker
+from django_executors.execution.work import Worker
 from django_executors.lifecycle.holder import current_holder
 
 from .draining import occupy, query

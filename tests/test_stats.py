@@ -14,8 +14,8 @@ import pytest
 from django.db import connection, connections
 
 from django_executors import ExecutorStats, ImmediateExecutor, ThreadPoolExecutor, all_connections
-from django_executors.executors.stats import Tally
-from django_executors.executors.work import Worker
+from django_executors.execution.stats import Tally
+from django_executors.execution.work import Worker
 from django_executors.testing import run_inline
 
 from .draining import query

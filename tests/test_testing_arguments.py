@@ -9,7 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection
 
-from django_executors.executors import inline
+from django_executors.execution import inline
 from django_executors.testing import ExecutorTestMixin, assert_no_open_connections, drain, run_inline
 
 from .testapp.models import Entry

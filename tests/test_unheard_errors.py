@@ -23,7 +23,7 @@ from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off")
 
-LOGGER = "django_executors.executors.futures"
+LOGGER = "django_executors.execution.futures"
 
 
 def fail() -> None:

@@ -10,9 +10,9 @@ from .exceptions import (
     ExecutorError,
     QueueFull,
 )
-from .executors.immediate import ImmediateExecutor
-from .executors.stats import ExecutorStats
-from .executors.thread import ThreadPoolExecutor
+from .execution.immediate import ImmediateExecutor
+from .execution.stats import ExecutorStats
+from .execution.thread import ThreadPoolExecutor
 from .lifecycle.listing import ConnectionInfo, all_connections
 from .lifecycle.scope import connection_scope, release_connections
 

@@ -22,7 +22,7 @@ from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
 from .exceptions import ConnectionLeakError
-from .executors import inline, living
+from .execution import inline, living
 from .lifecycle.holder import current_holder
 from .lifecycle.leaks import Watch
 
