@@ -2,7 +2,6 @@
 
 # view: begin
 import dataclasses
-from functools import partial
 
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -44,7 +43,7 @@ mails = ThreadPoolExecutor(2)
 def order(request: HttpRequest) -> HttpResponse:
     with transaction.atomic():
         entry = Entry.objects.create(name=request.POST["name"])
-        transaction.on_commit(partial(mails.submit, confirm, entry.pk))
+        mails.submit_on_commit(confirm, entry.pk)
     return HttpResponse(status=201)
 
 

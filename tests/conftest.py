@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ _not_run: list[str] = []
 def pytest_configure(config: pytest.Config) -> None:
     """Start the servers before Django reads its settings, and make the tables."""
     stop_on_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
     folder = _running.enter_context(tempfile.TemporaryDirectory())
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     os.environ["TEST_SQLITE_FILE"] = str(Path(folder, "app.sqlite3"))

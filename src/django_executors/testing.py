@@ -22,7 +22,7 @@ from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
 from .exceptions import ConnectionLeakError
-from .execution import inline, living
+from .execution import cancelling, inline, living
 from .lifecycle.holder import current_holder
 from .lifecycle.leaks import Watch
 
@@ -194,7 +194,7 @@ def drain(timeout: float = 10.0) -> None:
     check_seconds("timeout", timeout)
     if current_holder().executor is not None:
         raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
-    if left := _left_after(timeout, living.unfinished):
+    if left := _left_after(timeout, lambda: [*living.unfinished(), *cancelling.unfinished()]):
         raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
 
 

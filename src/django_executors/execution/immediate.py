@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from django_executors.arguments import check_timeout
 
+from .executor import Executor
 from .inline import run_now
-from .mapping import Executor
 from .stats import ExecutorStats
 from .work import Work
 

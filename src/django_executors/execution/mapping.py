@@ -15,50 +15,27 @@ R = TypeVar("R")
 _Futures = deque[concurrent.futures.Future[R]]
 
 
-class Executor(concurrent.futures.Executor):
-    """What executors of this library have in common: the `map` of Python 3.14, on every Python."""
-
-    def map(
-        self,
-        fn: Callable[..., R],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[R]:
-        """Submit a call of `fn` for each item, and return an iterator over the results, in order.
-
-        Tasks are submitted by this call; with a buffersize, so many, and one more each time a result is
-        asked for. `iterables` are read by the threads that call this and ask for results. When the
-        iteration ends, also by an error or a `break`, what has not begun is cancelled.
-
-        Args:
-            timeout: for how many seconds the results may take, from this call on; default None: as long
-                as they take.
-            chunksize: means nothing to threads, as in the standard class.
-            buffersize: how many tasks are submitted ahead, as on Python 3.14. When you would want it:
-                the items are many, or read from a database as they come. Default None: all at once.
-
-        Raises:
-            TimeoutError: a result was not there in time; from `next()`, as the tasks' own errors are.
-            TypeError: buffersize is neither None nor an int.
-            ValueError: buffersize is below 1.
-            QueueFull: as `submit`; from `next()` too, with a buffersize.
-            Exception: what an iterable has raised. Whatever is raised, what was queued is cancelled.
-        """
-        _check(buffersize)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        calls = zip(*iterables, strict=False)
-        futures: _Futures[R] = deque()
-        try:
-            # As each is submitted, so that what was is known if the next one fails.
-            futures.extend(self.submit(fn, *arguments) for arguments in islice(calls, buffersize))
-        except BaseException:
-            _cancel(futures)
-            raise
-        # Whoever holds the results need not hold the executor.
-        rest = None if buffersize is None else calls
-        return _results(weakref.ref(self), fn, rest, futures, deadline)
+def results(
+    executor: concurrent.futures.Executor,
+    fn: Callable[..., R],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    buffersize: int | None,
+) -> Iterator[R]:
+    """See `Executor.map`."""
+    _check(buffersize)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    calls = zip(*iterables, strict=False)
+    futures: _Futures[R] = deque()
+    try:
+        # As each is submitted, so that what was is known if the next one fails.
+        futures.extend(executor.submit(fn, *arguments) for arguments in islice(calls, buffersize))
+    except BaseException:
+        _cancel(futures)
+        raise
+    # Whoever holds the results need not hold the executor.
+    rest = None if buffersize is None else calls
+    return _results(weakref.ref(executor), fn, rest, futures, deadline)
 
 
 def _check(buffersize: object) -> None:

@@ -17,8 +17,8 @@ from . import inline, living
 from .base import begin_worker, run_task
 from .bound import Bound, NoRoom
 from .ending import end
+from .executor import Executor
 from .immediate import ImmediateExecutor
-from .mapping import Executor
 from .stats import ExecutorStats
 from .work import Work
 from .workqueue import WorkQueue, workers_of

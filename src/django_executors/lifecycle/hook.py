@@ -1,7 +1,8 @@
-"""The one hook: it sees each connection of this process open and close.
+"""The one hook: it sees each connection of this process open, commit and close.
 
 Django's handler makes each wrapper by `connections.create_connection`. That attribute of the handler,
-replaced here, gives the new wrapper instance its own `connect` and `close`; its class stays Django's.
+replaced here, gives the new wrapper instance its own `connect`, `close` and
+`run_and_clear_commit_hooks`; its class stays Django's.
 The signal `connection_created` alone would be blind: where connecting fails after the socket opened,
 it is never sent.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -19,7 +21,7 @@ from django.db.backends.signals import connection_created
 
 from django_executors import conf
 
-from . import caching, guard, incidents, keeping, ledger, limits, sessions
+from . import caching, guard, incidents, keeping, ledger, limits, sessions, transactions
 from .holder import Holder, current_holder
 from .inspection import has_ended, is_open, never_closes
 from .ledger import Entry
@@ -30,7 +32,7 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
     """Have the ledger follow this wrapper, for as long as it lives."""
     django_class = type(wrapper)
     entry = Entry(wrapper, holder)
-    # The two functions live in the wrapper's own __dict__, and must not keep it alive.
+    # The functions live in the wrapper's own __dict__, and must not keep it alive.
     reference = weakref.ref(wrapper)
 
     def connect() -> None:
@@ -69,7 +71,8 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
             if not is_open(wrapper):
                 entry.note_closed()
 
-    vars(wrapper).update(connect=connect, close=close)
+    commit_hooks = partial(transactions.run_commit_hooks, reference)
+    vars(wrapper).update(connect=connect, close=close, run_and_clear_commit_hooks=commit_hooks)
     return entry
 
 

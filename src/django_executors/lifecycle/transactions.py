@@ -1,13 +1,17 @@
-"""A warning for tasks that are submitted inside an open transaction of their submitter."""
+"""The open transactions of a submitter: when they commit, and a warning inside them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .holder import Holder
 from .naming import task_name
@@ -37,8 +41,8 @@ def warn_if_open(holder: Holder, fn: Callable[..., Any]) -> None:
     with contextlib.suppress(Exception):  # a log handler's own
         logger.warning(
             "task=%s alias=%s at=%s:%s submitted inside an open transaction: the worker does not see "
-            "what this transaction has not committed, and may wait for its locks for ever. Submit after "
-            "the commit: by submit_on_commit where the executor has it, or by transaction.on_commit",
+            "what this transaction has not committed, and may wait for its locks for ever: use "
+            "submit_on_commit",
             task_name(fn),
             ",".join(sorted(aliases)),
             *site,
@@ -55,3 +59,49 @@ def _call_site() -> tuple[str, int]:
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _ON_THE_WAY:
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def uncommitted_here() -> list[BaseDatabaseWrapper]:
+    """Return the calling thread's wrappers that have yet to commit what is done on them now."""
+    return [
+        wrapper
+        for wrapper in connections.all(initialized_only=True)
+        if wrapper.in_atomic_block or not (wrapper.connection is None or wrapper.autocommit)
+    ]
+
+
+class OnCommit:
+    """What a wrapper's `on_commit` gets: told of the commit by Django's call, of a rollback by its end.
+
+    Django throws it away when the transaction rolls back, or its savepoint, or the connection is closed;
+    so its only reference is Django's. At most one of the two functions is called, once.
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self, committed: Callable[[], None], rolled_back: Callable[[], None]) -> None:
+        self._told = [(committed, rolled_back)]
+
+    def __call__(self) -> None:
+        if self._told:  # a test may call what it has captured again
+            self._told.pop()[0]()  # in no variable: an error's traceback may keep this frame
+
+    def __del__(self) -> None:
+        if self._told:
+            self._told.pop()[1]()
+
+
+def run_commit_hooks(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """A transaction of this wrapper's has committed: run what was to run then.
+
+    When a callback raises, Django forgets those that come after it. Ours run all the same.
+    """
+    wrapper = reference()
+    assert wrapper is not None
+    ours = [hook[1] for hook in wrapper.run_on_commit if isinstance(hook[1], OnCommit)]
+    try:
+        type(wrapper).run_and_clear_commit_hooks(wrapper)
+    except BaseException:
+        for func in ours:
+            func()
+        raise
