@@ -58,10 +58,14 @@ class MariaDBObserver:
         )
         self._connection.autocommit(True)
 
-    def backends(self, database: str = "app") -> set[int]:
+    def execute(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
         cursor = self._connection.cursor()
-        cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", [database])
-        return {row[0] for row in cursor.fetchall()}
+        cursor.execute(sql, params or None)
+        return list(cursor.fetchall())
+
+    def backends(self, database: str = "app") -> set[int]:
+        rows = self.execute("SELECT id FROM information_schema.processlist WHERE db = %s", database)
+        return {row[0] for row in rows}
 
     def left(self, database: str = "app", *, within: float = 1.0) -> set[int]:
         return wait_until(lambda: self.backends(database), lambda ids: not ids, within=within)

@@ -27,15 +27,18 @@ def _path() -> list[str]:
 
 
 def run_python(
-    *code: str, settings: str | None, warnings: str = "always", timeout: float = 60
+    *code: str, settings: str | None, warnings: str = "always", timeout: float = 60, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run pieces of code, one after another, with these settings or none; return what came of it."""
+    """Run pieces of code, one after another, with these settings or none; return what came of it.
+
+    Django is set up before them if there are settings; not by a variable that names them.
+    """
     if settings is not None:
         code = ("import django\ndjango.setup()", *code)
     return subprocess.run(
         [sys.executable, "-W", warnings, "-c", "\n".join(map(textwrap.dedent, code))],
         cwd=ROOT,
-        env=environment(settings),
+        env=environment(settings) | variables,
         capture_output=True,
         text=True,
         timeout=timeout,

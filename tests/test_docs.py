@@ -15,6 +15,8 @@ import pytest
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```\{code-block\} (\w+)\n:caption: (.+)\n\n((?:.*\n)*?)```$", re.MULTILINE)
 
+PLAIN = re.compile(r"^```python\n((?:.*\n)*?)```$", re.MULTILINE)
+
 #: What the page does with a server and curl.
 ASK = """
 import gc, json, os, sys, threading, django
@@ -32,6 +34,11 @@ for path in sys.argv[1:]:
             thread.join(10)
 print(response.content.decode())
 """
+
+
+def plain_blocks(page: Path) -> list[str]:
+    """Return the Python of a page that belongs to no file."""
+    return PLAIN.findall(page.read_text())
 
 
 @dataclass

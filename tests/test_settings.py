@@ -9,14 +9,15 @@ from django.core.checks import registry
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_executors import ThreadPoolExecutor, conf
-from django_executors.checks import check_settings
+from django_executors import ThreadPoolExecutor, conf, executors
+from django_executors.checks import check_servers, check_settings, check_sizes
 
 from .subprocesses import WITH_APP, run_python
 from .testapp.models import Entry
 
 MOST = "EXECUTORS_MAX_CONNECTIONS"
 TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
+ENTRY = "EXECUTORS['default']"
 
 BAD = [
     (MOST, 16, f"{MOST} must be a dict from database aliases to numbers, not 16"),
@@ -34,6 +35,75 @@ BAD = [
     (TIMEOUT, -1, f"{TIMEOUT} must be 0 or more seconds, not -1"),
     (TIMEOUT, float("nan"), f"{TIMEOUT} must be 0 or more seconds, not nan"),
 ]
+
+BAD_EXECUTORS = [
+    (None, "EXECUTORS must be a dict from aliases to dicts, not None"),
+    (["default"], "EXECUTORS must be a dict from aliases to dicts, not ['default']"),
+    ({1: {}}, "EXECUTORS has the alias 1, which is not a string"),
+    ({"default": 8}, f"{ENTRY} must be a dict with 'BACKEND' and 'OPTIONS', not 8"),
+    (
+        {"default": {"max_workers": 8, "OPTION": {}}},
+        f"{ENTRY} has the unknown key 'OPTION', 'max_workers': it takes 'BACKEND' and 'OPTIONS'",
+    ),
+    ({"default": {1: 2}}, f"{ENTRY} has the unknown key 1: it takes"),
+    ({"default": {"OPTIONS": None}}, f"{ENTRY}['OPTIONS'] must be a dict, not None"),
+    (
+        {"default": {"OPTIONS": {"max_worker": 8}}},
+        "ThreadPoolExecutor.__init__() got an unexpected keyword argument 'max_worker'",
+    ),
+    ({"default": {"OPTIONS": {1: 8}}}, f"{ENTRY}['OPTIONS']: keywords must be strings. "),
+    (
+        {"default": {"OPTIONS": {"max_pendin": 8}}},
+        "ThreadPoolExecutor takes 'max_workers', 'thread_name_prefix', 'initializer', 'initargs', ",
+    ),
+    (
+        {"default": {"OPTIONS": {"max_workers": 0}}},
+        f"{ENTRY}['OPTIONS']: max_workers must be greater than 0. ",
+    ),
+    (
+        {"default": {"BACKEND": "django_executors.ImmediateExecutor", "OPTIONS": {"max_workers": 1}}},
+        "ImmediateExecutor takes no options",
+    ),
+    (
+        {"default": {"BACKEND": ThreadPoolExecutor}},
+        "must be the dotted path of a class, as in 'django_executors.ThreadPoolExecutor', not <class",
+    ),
+    (
+        {"default": {"BACKEND": "django_executors.ThreadPool"}},
+        f'{ENTRY}[\'BACKEND\']: Module "django_executors" does not define a "ThreadPool"',
+    ),
+    ({"default": {"BACKEND": "nowhere.Pool"}}, f"{ENTRY}['BACKEND']: No module named 'nowhere'"),
+    (
+        {"default": {"BACKEND": "concurrent.futures.ThreadPoolExecutor"}},
+        "must name an executor of django_executors, or a subclass of one, not <class",
+    ),
+    (
+        {"default": {"BACKEND": "django_executors.release_connections"}},
+        "must name an executor of django_executors, or a subclass of one, not <function",
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "says"), BAD_EXECUTORS)
+def test_wrong_executors(value: Any, says: str) -> None:
+    """A check says it, and whoever asks for the executor hears it too."""
+    with override_settings(EXECUTORS=value):
+        (error,) = check_settings()
+        assert error.id == "django_executors.E001"
+        assert error.msg.startswith("EXECUTORS")
+        assert says in error.msg
+        with pytest.raises(ImproperlyConfigured) as raised:
+            executors["default"]
+        assert str(raised.value) == error.msg
+
+
+def test_each_wrong_executor_is_said() -> None:
+    """Two that cannot be made are two errors, and no check of theirs goes on."""
+    wrong = {"OPTIONS": {"max_workers": -1}}
+    with override_settings(EXECUTORS={"one": wrong, "two": wrong, "three": {}}):
+        assert len(check_settings()) == 2
+        assert check_sizes() == []
+        assert check_servers(databases=["default"]) == []
 
 
 @pytest.mark.parametrize(("name", "value", "says"), BAD)

@@ -15,6 +15,7 @@ from .execution.stats import ExecutorStats
 from .execution.thread import ThreadPoolExecutor
 from .lifecycle.listing import ConnectionInfo, all_connections
 from .lifecycle.scope import connection_scope, release_connections
+from .registry import executors
 
 __all__ = [
     "ConnectionInfo",
@@ -28,5 +29,6 @@ __all__ = [
     "ThreadPoolExecutor",
     "all_connections",
     "connection_scope",
+    "executors",
     "release_connections",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 
-from .checks import check_settings
+from . import checks
 from .lifecycle import guard
 
 
@@ -16,4 +16,6 @@ class DjangoExecutorsConfig(AppConfig):
 
     def ready(self) -> None:
         guard.watch_every_thread()
-        register(check_settings, "executors")
+        for check in (checks.check_settings, checks.check_sizes, checks.check_greenlets):
+            register(check, "executors")
+        register(checks.check_servers, Tags.database)

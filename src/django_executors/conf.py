@@ -12,11 +12,16 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
 
 from .arguments import check_seconds
 
+EXECUTORS = "EXECUTORS"
 MAX_CONNECTIONS = "EXECUTORS_MAX_CONNECTIONS"
 WAIT_TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
+
+#: Of an entry of EXECUTORS that names none.
+DEFAULT_BACKEND = "django_executors.ThreadPoolExecutor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,19 @@ class Conf:
 
     max_connections: Mapping[str, int]
     connection_wait_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """One entry of EXECUTORS.
+
+    Attributes:
+        backend: what BACKEND names.
+        options: what it is made with.
+    """
+
+    backend: Any
+    options: Mapping[str, Any]
 
 
 def current() -> Conf:
@@ -55,6 +73,36 @@ def read(name: str) -> Any:
     """
     check, default = SETTINGS[name]
     return check(getattr(settings, name, default))
+
+
+def _executors(value: object) -> Mapping[str, Named]:
+    if not isinstance(value, Mapping):
+        raise ImproperlyConfigured(f"{EXECUTORS} must be a dict from aliases to dicts, not {value!r}")
+    return {alias: _named(f"{EXECUTORS}[{alias!r}]", alias, entry) for alias, entry in value.items()}
+
+
+def _named(where: str, alias: object, entry: object) -> Named:
+    if not isinstance(alias, str):
+        raise ImproperlyConfigured(f"{EXECUTORS} has the alias {alias!r}, which is not a string")
+    if not isinstance(entry, Mapping):
+        raise ImproperlyConfigured(f"{where} must be a dict with 'BACKEND' and 'OPTIONS', not {entry!r}")
+    if unknown := entry.keys() - {"BACKEND", "OPTIONS"}:
+        names = ", ".join(sorted(map(repr, unknown)))
+        raise ImproperlyConfigured(
+            f"{where} has the unknown key {names}: it takes 'BACKEND' and 'OPTIONS'"
+        )
+    backend, options = entry.get("BACKEND", DEFAULT_BACKEND), entry.get("OPTIONS", {})
+    if not isinstance(options, Mapping):
+        raise ImproperlyConfigured(f"{where}['OPTIONS'] must be a dict, not {options!r}")
+    if not isinstance(backend, str):
+        raise ImproperlyConfigured(
+            f"{where}['BACKEND'] must be the dotted path of a class, as in {DEFAULT_BACKEND!r}, "
+            f"not {backend!r}"
+        )
+    try:
+        return Named(backend=import_string(backend), options=dict(options))
+    except ImportError as error:
+        raise ImproperlyConfigured(f"{where}['BACKEND']: {error}") from error
 
 
 def _max_connections(value: object) -> Mapping[str, int]:
@@ -85,6 +133,7 @@ def _wait_timeout(value: object) -> float:
 
 #: How each setting is checked, and its default.
 SETTINGS: dict[str, tuple[Callable[[object], Any], object]] = {
+    EXECUTORS: (_executors, {}),
     MAX_CONNECTIONS: (_max_connections, {}),
     WAIT_TIMEOUT: (_wait_timeout, 30.0),
 }

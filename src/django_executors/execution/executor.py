@@ -16,6 +16,9 @@ R = TypeVar("R")
 class Executor(concurrent.futures.Executor):
     """`map` as on Python 3.14, on every Python, `submit_on_commit`, and what the reference lists."""
 
+    #: How many threads of this process run its tasks at once, besides those that submit them.
+    _most_workers = 0
+
     def submit_on_commit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> concurrent.futures.Future[R]:

@@ -108,7 +108,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         queue = WorkQueue(work, self._conn_max_idle)
         super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
         # A private name of the standard class's: the number that it has chosen.
-        work.max_workers = self._max_workers
+        work.max_workers = self._most_workers = self._max_workers
         self._work = self._immediate._work = work
         self._queue = self._work_queue = queue
         self._in_callers_threads = inline.InCallersThreads(

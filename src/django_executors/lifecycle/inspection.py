@@ -32,6 +32,16 @@ def is_pooled(wrapper: BaseDatabaseWrapper) -> bool:
     return bool(wrapper.settings_dict["OPTIONS"].get("pool"))
 
 
+def most_pooled(wrapper: BaseDatabaseWrapper) -> int | None:
+    """Return how many connections Django's own pool gives out at most; None if there is no such pool."""
+    if wrapper.vendor != "postgresql" or not is_pooled(wrapper):
+        return None
+    options: Any = wrapper.settings_dict["OPTIONS"]["pool"]
+    options = {} if options is True else options
+    most: int = options.get("max_size") or options.get("min_size", 4)  # as psycopg_pool has it
+    return most
+
+
 def backend_pid(wrapper: BaseDatabaseWrapper) -> int | None:
     """Return the number by which the server knows this connection, where its driver tells."""
     driver: Any = wrapper.connection

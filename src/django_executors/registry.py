@@ -1,0 +1,130 @@
+"""The executors that `settings.EXECUTORS` names."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from . import conf
+from .arguments import check_timeout
+from .execution.executor import Executor
+from .execution.thread import ThreadPoolExecutor
+
+DEFAULT = "default"
+
+
+class Executors:
+    """The executors that `settings.EXECUTORS` names, by alias: `executors["default"].submit(...)`.
+
+    Each is made when it is first asked for, and is one for the process, whichever thread asks, not one
+    for each thread as `connections` are. "default" is there without a setting too: a
+    `ThreadPoolExecutor` as it is by itself. In a forked child each is the child's own, without threads
+    and tasks. At exit Python waits for them as for all pools. Iterating gives the aliases.
+
+    After `override_settings(EXECUTORS=...)`, and again at its end, each is made anew. One that somebody
+    still refers to goes on; another ends when its tasks have.
+
+    Raises:
+        ImproperlyConfigured: EXECUTORS is wrong, or has no such alias.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, Executor] = {}
+        self._is_shut_down = False
+
+    def __getitem__(self, alias: str) -> Executor:
+        made = self._made  # at once: a change of the setting replaces it
+        if alias not in made:
+            # Not under a lock: the class's module may be being imported by another thread, and use this.
+            executor = make(alias)
+            made.setdefault(alias, executor)
+            if self._is_shut_down:
+                executor.shutdown(wait=False)
+        return made[alias]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(named())
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Shut all of them down, one after another in the order in which they were made.
+
+        Those that are first asked for later refuse tasks too. For the end of a process: in gunicorn's
+        `worker_exit`, or a command's `finally`. An exception that ends the waiting leaves the others
+        refusing tasks as well.
+
+        Args:
+            wait, cancel_futures: as in each executor's `shutdown`.
+            timeout: for how many seconds to wait at most, for all of them together. What has not begun
+                by then is cancelled and logged by name, as by each executor's `shutdown`. Default None:
+                as long as it takes.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as each executor's `shutdown`.
+        """
+        seconds = check_timeout(timeout, wait=wait)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._is_shut_down = True
+        left = list(self._made.values())
+        try:
+            while left:
+                seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+                left.pop(0).shutdown(wait, cancel_futures=cancel_futures, timeout=seconds)
+        finally:
+            for executor in left:  # the waiting was interrupted
+                executor.shutdown(wait=False, cancel_futures=cancel_futures)
+
+    def _forget(self, *, setting: str, **kwargs: Any) -> None:
+        if setting == conf.EXECUTORS:
+            self._made = {}
+            self._is_shut_down = False
+
+
+def named() -> dict[str, conf.Named]:
+    """Return what the setting names, and the default one.
+
+    Raises:
+        ImproperlyConfigured: it is wrong.
+    """
+    found: dict[str, conf.Named] = conf.read(conf.EXECUTORS)
+    return {DEFAULT: conf.Named(backend=ThreadPoolExecutor, options={})} | found
+
+
+def make(alias: str) -> Executor:
+    """Make the executor that is named so. It has no threads before its first task.
+
+    Raises:
+        ImproperlyConfigured: EXECUTORS is wrong, or has no such alias.
+    """
+    entries = named()
+    if alias not in entries:
+        known = ", ".join(map(repr, entries))
+        raise ImproperlyConfigured(f"EXECUTORS has no alias {alias!r}: it has {known}")
+    entry = entries[alias]
+    backend = entry.backend
+    if not (isinstance(backend, type) and issubclass(backend, Executor)):
+        raise ImproperlyConfigured(
+            f"EXECUTORS[{alias!r}]['BACKEND'] must name an executor of django_executors, or a subclass "
+            f"of one, not {backend!r}"
+        )
+    takes = inspect.signature(backend).parameters
+    options = {"thread_name_prefix": alias} if "thread_name_prefix" in takes else {}
+    try:
+        return backend(**{**options, **entry.options})
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(
+            f"EXECUTORS[{alias!r}]['OPTIONS']: {error}. {backend.__qualname__} takes "
+            f"{', '.join(map(repr, takes)) or 'no options'}"
+        ) from error
+
+
+#: Those of this process.
+executors = Executors()
+
+setting_changed.connect(executors._forget, dispatch_uid="django_executors.registry")
