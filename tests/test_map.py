@@ -173,15 +173,24 @@ def test_after_shutdown() -> None:
         next(results)
 
 
-def test_keeps_no_executor() -> None:
-    """Whoever holds the results does not hold the executor: then only what was submitted comes."""
+@pytest.mark.parametrize("buffersize", [None, 3, 100])
+def test_an_executor_that_only_the_results_hold(buffersize: int | None) -> None:
+    """All results come, also of what is submitted later; then nothing refers to the executor."""
     pool = ThreadPoolExecutor(2)
-    results = pool.map(double, range(10), buffersize=3)
+    results = pool.map(double, range(10), buffersize=buffersize)
     assert next(results) == 0
     reference = weakref.ref(pool)
     del pool
+    assert (reference() is None) == (buffersize != 3)
+    assert list(results) == [2 * number for number in range(1, 10)]
     assert reference() is None
-    assert list(results) == [2, 4, 6]
+
+
+def test_the_shortest_iterable_ends_it(executor: Any) -> None:
+    """Of the other iterables one more item is read than there are results, as by `zip`, and no more."""
+    items = Items()
+    assert list(executor.map(pow, items, [1, 1, 1], buffersize=2)) == [0, 1, 2]
+    assert items.read == 4
 
 
 def test_no_cycle() -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import queue
-import sys
-import threading
-from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
 import pytest
 
 from django_executors import ExecutorError, QueueFull, ThreadPoolExecutor
 
+from .blocked import blocked, full, submitter
 from .draining import query
 from .gates import Gate
 from .observers import PostgresObserver
@@ -21,36 +19,7 @@ from .shutting import beside
 from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off")
-
-
-def full(gate: Gate, **options: Any) -> ThreadPoolExecutor:
-    """Return a pool whose one worker is busy and whose queue of two is full."""
-    pool = ThreadPoolExecutor(1, "of the test", max_pending=2, **options)
-    pool.submit(gate)
-    gate.wait_for()
-    for _ in range(2):
-        pool.submit(int)
-    return pool
-
-
-def is_blocked(thread_name: str) -> bool:
-    """Tell whether this thread waits for room."""
-    idents = {thread.ident for thread in threading.enumerate() if thread.name.startswith(thread_name)}
-    frames = [frame for ident, frame in sys._current_frames().items() if ident in idents]
-    while frames:
-        frame = frames.pop()
-        if frame.f_code.co_filename.endswith("bound.py") and frame.f_code.co_name == "wait":
-            return True
-        if frame.f_back is not None:
-            frames.append(frame.f_back)
-    return False
-
-
-@pytest.fixture
-def submitter() -> Any:
-    """A thread beside, by the name of `submitter`."""
-    with concurrent.futures.ThreadPoolExecutor(4, "submitter") as pool:
-        yield pool
+__all__ = ["submitter"]
 
 
 def test_raises(gate: Gate) -> None:
@@ -72,7 +41,7 @@ def test_blocks(gate: Gate, submitter: concurrent.futures.Executor) -> None:
     """By default `submit` waits until a task has begun, and then submits."""
     pool = full(gate)
     submitting = submitter.submit(pool.submit, int)
-    assert wait_until(lambda: is_blocked("submitter"))
+    assert wait_until(blocked)
     assert pool.stats().pending == 2
     gate.open()
     assert submitting.result(10).result(10) == 0
@@ -87,12 +56,12 @@ def test_cancelled_makes_room(gate: Gate, submitter: concurrent.futures.Executor
     gate.wait_for()
     pending = [pool.submit(int) for _ in range(2)]
     submitting = [submitter.submit(pool.submit, int) for _ in range(2)]
-    assert wait_until(lambda: is_blocked("submitter"))
+    assert wait_until(blocked)
     for _ in range(3):
         assert pending[0].cancel()
     done, waiting = concurrent.futures.wait(submitting, 10, return_when="FIRST_COMPLETED")
     assert (len(done), len(waiting)) == (1, 1)
-    assert is_blocked("submitter")
+    assert blocked() == 1
     assert (pool.stats().pending, pool.stats().cancelled) == (2, 1)
     gate.open()
     assert all(future.result(10).result(10) == 0 for future in submitting)
@@ -107,7 +76,7 @@ def test_shutdown_wakes_up(
     """Submitters who wait hear the standard error when the pool is shut down, and none gets in."""
     pool = full(gate)
     submitting = [submitter.submit(pool.submit, int) for _ in range(4)]
-    assert wait_until(lambda: is_blocked("submitter"))
+    assert wait_until(blocked)
     with beside(lambda: pool.shutdown(cancel_futures=cancel_futures, timeout=timeout)):
         for future in submitting:
             with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
@@ -116,27 +85,6 @@ def test_shutdown_wakes_up(
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(int)
     assert pool.stats().submitted == 3
-
-
-def test_broken_pool_wakes_up(submitter: concurrent.futures.Executor) -> None:
-    """Submitters who wait hear that the initializer has failed."""
-    failing = threading.Event()
-
-    def fail() -> None:
-        assert failing.wait(20)
-        raise ValueError
-
-    pool = ThreadPoolExecutor(1, initializer=fail, max_pending=1)
-    first = pool.submit(int)
-    submitting = submitter.submit(pool.submit, int)
-    assert wait_until(lambda: is_blocked("submitter"))
-    failing.set()
-    with pytest.raises(BrokenThreadPool):
-        submitting.result(10)
-    with pytest.raises(BrokenThreadPool):
-        first.result(10)
-    stats = pool.stats()
-    assert (stats.submitted, stats.failed, stats.pending, stats.busy) == (1, 1, 0, 0)
 
 
 def test_in_a_task(gate: Gate) -> None:
@@ -170,32 +118,6 @@ def test_in_an_event_loop(gate: Gate) -> None:
     asyncio.run(submit_two())
     gate.open()
     pool.shutdown()
-
-
-def test_interrupted_while_waiting(gate: Gate, submitter: concurrent.futures.Executor) -> None:
-    """A submitter that is interrupted as it wakes up leaves the place to the next one."""
-    from django_executors.execution.bound import Bound, NoRoom
-
-    bound = Bound(1, blocks=True)
-    bound.take()
-    with pytest.raises(NoRoom):
-        bound.take()
-    woken: list[str] = []
-
-    class InterruptedOnce(threading.Condition):
-        def wait(self, timeout: float | None = None) -> bool:
-            done = super().wait(timeout)
-            if not woken:
-                woken.append("interrupted")
-                raise KeyboardInterrupt
-            return done
-
-    bound._changed = InterruptedOnce(threading.RLock())
-    waiting = [submitter.submit(bound.wait) for _ in range(2)]
-    assert wait_until(lambda: len(bound._changed._waiters) == 2)  # type: ignore[attr-defined]
-    bound.give_back()
-    errors = [future.exception(10) for future in waiting]
-    assert sorted(map(type, errors), key=repr) == sorted([KeyboardInterrupt, type(None)], key=repr)
 
 
 @pytest.mark.timeout(300)

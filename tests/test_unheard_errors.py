@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -60,6 +61,15 @@ def ask_too_early(pool: Any) -> None:
     gate.open()
 
 
+def ask_as_it_fails(pool: Any) -> None:
+    """The time is over, and when that is said it has failed."""
+    future = pool.submit(fail)
+    concurrent.futures.wait([future], 10)
+    over = mock.patch.object(concurrent.futures.Future, "result", side_effect=TimeoutError)
+    with over, pytest.raises(TimeoutError):
+        future.result(1)
+
+
 def fail_to_cancel(pool: Any) -> None:
     future = pool.submit(fail)
     concurrent.futures.wait([future], 10)
@@ -81,7 +91,15 @@ def exit_in_task(pool: Any) -> None:
     pool.submit(fail)
 
 
-SPEAKS = [throw_away, keep_for_a_while, ask_too_early, fail_to_cancel, look_at_it, exit_in_task]
+SPEAKS = [
+    throw_away,
+    keep_for_a_while,
+    ask_too_early,
+    ask_as_it_fails,
+    fail_to_cancel,
+    look_at_it,
+    exit_in_task,
+]
 
 
 @pytest.mark.parametrize("do", SPEAKS)

@@ -76,7 +76,7 @@ def run_task(
     worker.queue_seconds += began - worker.item.future.queued_at
     worker.begun += 1
     if (bound := queue.work.bound) is not None:
-        bound.give_back()
+        bound.give_back(worker.item.future)
     interrupted = failed = True
     task_context = holder.context.copy() if inherited is None else inherited
     try:

@@ -56,8 +56,9 @@ class Executor(concurrent.futures.Executor):
         """Submit a call of `fn` for each item, and return an iterator over the results, in order.
 
         Tasks are submitted by this call; with a buffersize, so many, and one more each time a result is
-        asked for. `iterables` are read by the threads that call this and ask for results. When the
-        iteration ends, also by an error or a `break`, what has not begun is cancelled.
+        asked for. `iterables` are read by the threads that call this and ask for results. When an
+        iteration that has begun ends, also by an error or a `break`, what has not begun is cancelled.
+        While there is more to submit, the iterator keeps the executor.
 
         Args:
             timeout: for how many seconds the results may take, from this call on; default None: as long

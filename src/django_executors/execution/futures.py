@@ -95,8 +95,9 @@ class TaskFuture(concurrent.futures.Future[R]):
                 return super().result(timeout)
             with waits:
                 return super().result()
-        except BaseException:
-            if self.done():
+        except BaseException as error:
+            # It may have failed just as the time was over.
+            if self.done() and not self.cancelled() and super().exception() is error:
                 self._hear()
             raise
         finally:
@@ -126,16 +127,21 @@ class TaskFuture(concurrent.futures.Future[R]):
         finally:
             # Who takes it out counts: two threads may cancel at once.
             if self.cancelled() and (work := vars(self).pop("work", None)) is not None:
-                work.note_cancelled()
+                work.note_cancelled(self)
 
     def set_exception(self, exception: BaseException | None) -> None:
+        fn = vars(self).pop("failed_fn", None)
+        if fn is not None and not self.running():
+            # An initializer has failed, and the pool drops what is queued.
+            if not self.set_running_or_notify_cancel():
+                return
+            if self.work is not None:
+                self.work.note_broken(self)
+        super().set_exception(exception)
         if exception is not None:
-            self._unheard = _Unheard(vars(self).pop("failed_fn", None), exception)
+            self._unheard = _Unheard(fn, exception)
             if self._was_asked:  # in this order: another thread may ask now
                 self._unheard.hear()
-        if self.work is not None and not (self.running() or self.done()):
-            self.work.note_broken()
-        super().set_exception(exception)
 
     def _hear(self) -> None:
         self._was_asked = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
@@ -25,17 +24,15 @@ def results(
     """See `Executor.map`."""
     _check(buffersize)
     deadline = None if timeout is None else time.monotonic() + timeout
-    calls = zip(*iterables, strict=False)
     futures: _Futures[R] = deque()
+    submitted = (executor.submit(fn, *arguments) for arguments in zip(*iterables, strict=False))
     try:
-        # As each is submitted, so that what was is known if the next one fails.
-        futures.extend(executor.submit(fn, *arguments) for arguments in islice(calls, buffersize))
+        # One by one, so that what was submitted is known if the next one fails.
+        futures.extend(islice(submitted, buffersize))
     except BaseException:
         _cancel(futures)
         raise
-    # Whoever holds the results need not hold the executor.
-    rest = None if buffersize is None else calls
-    return _results(weakref.ref(executor), fn, rest, futures, deadline)
+    return _results(submitted, futures, deadline)
 
 
 def _check(buffersize: object) -> None:
@@ -47,21 +44,12 @@ def _check(buffersize: object) -> None:
 
 
 def _results(
-    reference: weakref.ref[concurrent.futures.Executor],
-    fn: Callable[..., R],
-    rest: Iterator[tuple[Any, ...]] | None,
-    futures: _Futures[R],
-    deadline: float | None,
+    submitted: Iterator[concurrent.futures.Future[R]], futures: _Futures[R], deadline: float | None
 ) -> Generator[R]:
     try:
         while futures:
-            if (
-                rest is not None
-                and (executor := reference()) is not None
-                and (arguments := next(rest, None)) is not None
-            ):
-                futures.append(executor.submit(fn, *arguments))
-            executor = None
+            # Before the wait, so that a worker has it meanwhile.
+            futures.extend(islice(submitted, 1))
             yield _result(futures.popleft(), deadline)
     finally:
         _cancel(futures)

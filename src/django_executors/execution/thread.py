@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -138,22 +139,33 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
             warn_if_open(holder, fn)
         inherited = context.inherit() if self._inherit_context else None
         submit = super().submit
-        while True:
-            try:
-                if not _THREADS_INHERIT:
-                    return submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-                # A worker that starts now would keep the context that it starts in for ever.
-                return contextvars.Context().run(
-                    lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-                )
-            except NoRoom:
-                pass
-            self._work.wait_for_room()
+        work = self._work
+        try:
+            while True:
+                try:
+                    if not _THREADS_INHERIT:
+                        return submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+                    # A worker that starts now would keep the context that it starts in for ever.
+                    return contextvars.Context().run(
+                        lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
+                    )
+                except NoRoom:
+                    pass
+                work.wait_for_room()
+        except BaseException:
+            if work.bound is not None:
+                work.bound.pass_on()
+            raise
 
     def _adjust_thread_count(self) -> None:
         # A private method of the standard class's, which takes its time to find that all have started.
         if len(self._threads) < self._max_workers:
-            super()._adjust_thread_count()
+            try:
+                super()._adjust_thread_count()
+            except BaseException:
+                if not self._threads:  # to run the task, whose future nobody gets
+                    self._queue.cancel_pending(Counter())
+                raise
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -181,12 +193,12 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         if seconds is not None and self._work.is_mine():
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._immediate.shutdown()
+        super().shutdown(wait=False)
         if self._work.bound is not None:
             self._work.bound.close()
         if seconds is None:
             super().shutdown(wait, cancel_futures=cancel_futures)
         else:
-            super().shutdown(wait=False)
             end(workers_of(self), self._queue, seconds, cancel_at_once=cancel_futures)
 
     def stats(self) -> ExecutorStats:

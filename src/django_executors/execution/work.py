@@ -128,20 +128,20 @@ class Work:
             f"pending={stats.pending}"
         )
 
-    def note_cancelled(self) -> None:
+    def note_cancelled(self, future: Any) -> None:
         """A task that had not begun was cancelled."""
         with self._lock:
             self._cancelled += 1
         if self.bound is not None:
-            self.bound.give_back()
+            self.bound.give_back(future)
 
-    def note_broken(self) -> None:
+    def note_broken(self, future: Any) -> None:
         """A task fails that did not run, since an initializer has failed."""
         with self._lock:
             self._elsewhere.begun += 1
             self._elsewhere.failed += 1
         if self.bound is not None:
-            self.bound.give_back()
+            self.bound.give_back(future)
 
     def begin_in_caller(self) -> float:
         """A task begins in its caller's thread, as it is submitted."""

@@ -65,13 +65,22 @@ class WorkQueue(queue.SimpleQueue[Any]):
         else:
             work = self.work
             if work.bound is not None:
-                work.bound.take()
+                work.bound.check()
             future = item.future
             future.__class__ = TaskFuture
             future.work = work
             future.queued_at = time.monotonic()
-            work.items.add(item)
             work.submitted += 1
+            try:
+                if work.bound is not None:
+                    work.bound.take(future)
+                work.items.add(item)
+                _put(self, item)
+            except BaseException:  # of a signal's handler: nobody gets the future
+                if future.cancel():
+                    work.items.discard(item)
+                raise
+            return
         _put(self, item)
 
     def get_nowait(self) -> Any:
