@@ -10,12 +10,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```\{code-block\} (\w+)\n:caption: (.+)\n\n((?:.*\n)*?)```$", re.MULTILINE)
 
 PLAIN = re.compile(r"^```python\n((?:.*\n)*?)```$", re.MULTILINE)
+COMMAND = re.compile(r"^\$ (python manage\.py|django-admin) (.+)$", re.MULTILINE)
+SHOWN = re.compile(r"^\$ curl localhost:8000/open/\n(.+)$", re.MULTILINE)
 
 #: What the page does with a server and curl.
 ASK = """
@@ -61,6 +61,12 @@ class Project:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def type(self, command: tuple[str, str]) -> None:
+        """Do what the page has the reader type."""
+        program, arguments = command
+        django = ["manage.py"] if program.startswith("python") else ["-m", "django"]
+        self.run(*django, *arguments.split())
+
     def do(self, language: str, caption: str, text: str) -> None:
         """Do to a file what one block of the page says."""
         path = self.folder / caption.rpartition(" ")[2]
@@ -81,33 +87,30 @@ class Project:
         return answer
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    project = Project(tmp_path)
-    project.run("-m", "django", "startproject", "bookshop", ".")
-    project.run("manage.py", "startapp", "sales")
-    return project
-
-
-def test_tutorial(project: Project) -> None:
+def test_tutorial(tmp_path: Path) -> None:
     """The standard pool leaves connections, the changed line none, nor does a thread in a scope."""
+    project = Project(tmp_path)
+    startproject, startapp, makemigrations, migrate, _ = COMMAND.findall(TUTORIAL.read_text())
+    _, changed, in_scope = map(json.loads, SHOWN.findall(TUTORIAL.read_text()))
+    project.type(startproject)
+    project.type(startapp)
     blocks = BLOCK.findall(TUTORIAL.read_text())
     (change,) = [place for place, (language, *_) in enumerate(blocks) if language == "diff"]
     for block in blocks[:change]:
         project.do(*block)
-    project.run("manage.py", "makemigrations", "sales")
-    project.run("manage.py", "migrate")
+    project.type(makemigrations)
+    project.type(migrate)
     reports = ["/report/"] * 5
     answer = project.ask(*reports, "/open/")
     assert answer["all_connections()"] >= 5
     assert answer["connections.all()"] == 1
 
     project.do(*blocks[change])
-    assert project.ask(*reports, "/open/") == {"connections.all()": 1, "all_connections()": 0}
+    assert project.ask(*reports, "/open/") == changed == {"connections.all()": 1, "all_connections()": 0}
 
     *own_thread, app = blocks[change + 1 :]
     for block in own_thread:
         project.do(*block)
-    assert project.ask("/rebuild/", "/open/") == {"connections.all()": 1, "all_connections()": 0}
+    assert project.ask("/rebuild/", "/open/") == in_scope
     project.do(*app)
     assert project.ask(*reports, "/rebuild/", "/open/")["all_connections()"] == 0
