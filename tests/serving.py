@@ -1,4 +1,4 @@
-"""Real servers: of tests/asgi.py, of tests/wsgi.py, and of other projects."""
+"""Real servers: of tests/asgi.py, of the sites for gunicorn, and of other projects."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def uvicorn(log: Path, **variables: str) -> Iterator[int]:
 
 
 @contextmanager
-def gunicorn(log: Path, *options: str) -> Iterator[int]:
-    """Serve tests/wsgi.py until the end of the block, and give its port."""
-    variables = environment("tests.wsgi_settings")
-    options = ("tests.wsgi:application", *options)
+def gunicorn(log: Path, *options: str, site: str = "tests.wsgi") -> Iterator[int]:
+    """Serve one of the sites until the end of the block, and give its port."""
+    variables = environment("tests.wsgi_settings") | {"TEST_SITE": site}
+    options = (f"{site}:application", *options)
     with serve(log, "gunicorn", *options, bind="--bind=fd://", cwd=ROOT, variables=variables) as served:
         yield served.port

@@ -106,6 +106,7 @@ def test_without_the_setting() -> None:
     with override_settings(EXECUTORS_MAX_CONNECTIONS={"default": 1}):
         assert check_sizes() == []
         assert check_servers(databases=["default"]) == []
+        assert connections["default"].connection is None
 
 
 def said_of_servers(workers: int, *aliases: str) -> list[str]:

@@ -1,43 +1,122 @@
-"""A real gunicorn that loads the site, uses its pool, and then forks."""
+"""A real gunicorn: pools that were used before it forks, named executors, transactions of requests."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import http.client
+import json
+import os
+import random
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 from .observers import PostgresObserver
 from .serving import gunicorn
+from .test_docs import TUTORIAL, plain_blocks
+from .testapp.models import Entry
+from .waiting import wait_until
 
 REQUESTS = 1000
 CLIENTS = 4
 
 
-def ask(port: int, requests: int) -> list[tuple[int, str]]:
-    found = []
-    for _ in range(requests):
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        try:
-            client.request("GET", "/")
-            response = client.getresponse()
-            found.append((response.status, response.read().decode()))
-        finally:
-            client.close()
-    return found
+def ask(port: int, path: str = "/") -> tuple[int, str]:
+    """Ask once, over a connection of its own, so that any worker process may answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("GET", path)
+        response = client.getresponse()
+        return response.status, response.read().decode()
+
+
+def ask_all(port: int, paths: Iterable[str], *, clients: int) -> list[tuple[int, str]]:
+    """Ask for all of them, so many at once."""
+    with concurrent.futures.ThreadPoolExecutor(clients) as threads:
+        return list(threads.map(lambda path: ask(port, path), paths))
 
 
 def test_preload(postgres: PostgresObserver, tmp_path: Path) -> None:
     """Two workers of `--preload` answer 1,000 requests with a pool that was used before the fork."""
     log = tmp_path / "log"
     with gunicorn(log, "--preload", "--workers=2", "--threads=2") as port:
-        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as clients:
-            answers = list(clients.map(lambda _: ask(port, REQUESTS // CLIENTS), range(CLIENTS)))
-        found = collections.Counter(answer for each in answers for answer in each)
-        assert sum(found.values()) == REQUESTS
+        found = collections.Counter(ask_all(port, ["/"] * REQUESTS, clients=CLIENTS))
         assert {status for status, _ in found} == {200}
         assert {answer.split()[2] for _, answer in found} == {"0"}
         assert len({answer.split()[0] for _, answer in found}) == 2, found  # both have answered
         assert not postgres.left()  # while both live, and have nothing to do
     assert not postgres.left()
     assert "Traceback" not in log.read_text()
+
+
+def numbers(port: int) -> dict[str, int]:
+    """Return what one of the worker processes says of its executor."""
+    found: dict[str, int] = json.loads(ask(port, "/numbers")[1])
+    return found
+
+
+def idle_workers(port: int) -> set[int]:
+    """Return the worker processes, none if one of them has work to do."""
+    found = [numbers(port) for _ in range(10)]
+    return set() if any(each["unfinished"] for each in found) else {each["pid"] for each in found}
+
+
+@contextlib.contextmanager
+def counting_backends() -> Iterator[list[int]]:
+    """Count the server's clients again and again; the list's only number is the most there were."""
+    most = [0]
+    ended = threading.Event()
+
+    def count() -> None:
+        with closing(PostgresObserver(os.environ["TEST_POSTGRES_URL"])) as observer:
+            while not ended.is_set():
+                most[0] = max(most[0], len(observer.backends()))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        counting = thread.submit(count)
+        try:
+            yield most
+        finally:
+            ended.set()
+            counting.result(10)
+
+
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["plain", "preload"])
+def test_named_executor(options: list[str], postgres: PostgresObserver, tmp_path: Path) -> None:
+    """10,000 tasks of two processes run once each, on no more connections than there are threads."""
+    log, config = tmp_path / "log", tmp_path / "gunicorn.conf.py"
+    config.write_text(plain_blocks(TUTORIAL.with_name("named.md"))[-1])
+    options = [f"--config={config}", "--workers=2", "--threads=4", *options]
+    with gunicorn(log, *options, site="tests.wsgi_named") as port, counting_backends() as most:
+        paths = [f"/submit/{first}/100" for first in range(0, 10_000, 100)]
+        answers = ask_all(port, paths, clients=8)
+        assert {status for status, _ in answers} == {200}
+        assert len({pid for _, pid in answers}) == 2  # both have answered
+        assert wait_until(lambda: idle_workers(port), lambda pids: len(pids) == 2, within=60)
+        assert not postgres.left()  # while both live, and have nothing to do
+        ask_all(port, ["/submit/10000/100", "/submit/10100/100"], clients=1)
+    assert sorted(map(int, Entry.objects.values_list("name", flat=True))) == list(range(10_200))
+    assert 0 < most[0] <= 2 * (4 + 4)
+    assert "Traceback" not in log.read_text()
+
+
+ENDINGS = ["commit"] * 1000 + ["error"] * 400 + ["set_rollback"] * 300 + ["inner"] * 300
+
+
+def test_transactions_of_requests(postgres: PostgresObserver, tmp_path: Path) -> None:
+    """1,000 requests that commit have their tasks see the rows, 1,000 that do not submit nothing."""
+    random.Random(7).shuffle(ENDINGS)
+    log = tmp_path / "log"
+    with gunicorn(log, "--workers=1", "--threads=8", site="tests.wsgi_named") as port:
+        answers = ask_all(port, [f"/order/{ending}" for ending in ENDINGS], clients=8)
+        assert collections.Counter(status for status, _ in answers) == {200: 1600, 500: 400}
+        assert wait_until(lambda: idle_workers(port), within=20)
+        found = numbers(port)
+        assert (found["submitted"], found["cancelled"]) == (1000, 1000)
+        assert (found["found"], found["not found"]) == (1000, 0)
+        assert not postgres.left()
+    assert Entry.objects.count() == 1000

@@ -1,7 +1,10 @@
 """The settings of the processes that gunicorn runs."""
 
+import os
+
 from .settings import *  # noqa: F403
 from .settings import INSTALLED_APPS
 
-ROOT_URLCONF = "tests.wsgi"
+ROOT_URLCONF = os.environ["TEST_SITE"]
 INSTALLED_APPS = [*INSTALLED_APPS, "django_executors"]
+EXECUTORS = {"default": {"OPTIONS": {"max_workers": 4}}}

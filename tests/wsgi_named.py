@@ -1,0 +1,83 @@
+"""A small site for gunicorn, whose views submit to named executors, each task a row."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseServerError, JsonResponse
+from django.urls import path
+
+from django_executors import executors
+
+application = get_wsgi_application()
+
+from .testapp.models import Entry  # noqa: E402
+
+#: Of each task that was to look for its request's row, whether it was there.
+found: list[bool] = []
+futures = []
+
+
+def submit(request: HttpRequest, first: int, count: int) -> HttpResponse:
+    """Have rows made of so many numbers."""
+    for number in range(first, first + count):
+        executors["default"].submit(Entry.objects.create, name=str(number))
+    return HttpResponse(str(os.getpid()))
+
+
+def look(pk: int) -> None:
+    found.append(Entry.objects.filter(pk=pk).exists())
+
+
+def create() -> None:
+    """Make a row, and have a task look for it."""
+    entry = Entry.objects.create(name="of a request")
+    futures.append(executors["default"].submit_on_commit(look, entry.pk))
+
+
+@transaction.atomic
+def order(request: HttpRequest, ending: str) -> HttpResponse:
+    """Do so in a transaction that ends so."""
+    if ending == "inner":
+        try:
+            with transaction.atomic():
+                create()
+                raise LookupError
+        except LookupError:
+            return HttpResponse()
+    create()
+    if ending == "set_rollback":
+        transaction.set_rollback(True)
+    elif ending == "error":
+        raise LookupError
+    return HttpResponse()
+
+
+def order_or_fail(request: HttpRequest, ending: str) -> HttpResponse:
+    try:
+        return order(request, ending)
+    except LookupError:
+        return HttpResponseServerError()
+
+
+def numbers(request: HttpRequest) -> HttpResponse:
+    stats = executors["default"].stats()
+    return JsonResponse(
+        {
+            "pid": os.getpid(),
+            "unfinished": stats.pending + stats.busy,
+            "submitted": stats.submitted,
+            "found": found.count(True),
+            "not found": found.count(False),
+            "cancelled": sum(future.cancelled() for future in futures),
+        }
+    )
+
+
+urlpatterns = [
+    path("submit/<int:first>/<int:count>", submit),
+    path("order/<ending>", order_or_fail),
+    path("numbers", numbers),
+]
