@@ -6,7 +6,7 @@ import os
 from .settings import *  # noqa: F403
 from .settings import DATABASES, INSTALLED_APPS
 
-ROOT_URLCONF = "tests.asgi"
+ROOT_URLCONF = os.environ["TEST_SITE"]
 DATABASES["default"]["CONN_MAX_AGE"] = json.loads(os.environ["TEST_CONN_MAX_AGE"])
 MIDDLEWARE = os.environ.get("TEST_MIDDLEWARE", "").split()
 if "TEST_WITHOUT_APP" not in os.environ:

@@ -1,13 +1,15 @@
-"""Real servers: of tests/asgi.py, of the sites for gunicorn, and of other projects."""
+"""Real servers, of this suite's sites and of other projects, and their clients."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -56,10 +58,10 @@ def serve(
 
 
 @contextmanager
-def uvicorn(log: Path, **variables: str) -> Iterator[int]:
-    """Serve tests/asgi.py until the end of the block, and give its port."""
-    options = ["tests.asgi:application", "--lifespan=off", "--log-level=warning"]
-    found = environment("tests.asgi_settings") | variables
+def uvicorn(log: Path, site: str = "tests.asgi", **variables: str) -> Iterator[int]:
+    """Serve one of the sites until the end of the block, and give its port."""
+    options = [f"{site}:application", "--lifespan=off", "--log-level=warning"]
+    found = environment("tests.asgi_settings") | {"TEST_SITE": site} | variables
     with serve(log, "uvicorn", *options, bind="--fd=", cwd=ROOT, variables=found) as served:
         yield served.port
 
@@ -71,3 +73,17 @@ def gunicorn(log: Path, *options: str, site: str = "tests.wsgi") -> Iterator[int
     options = (f"{site}:application", *options)
     with serve(log, "gunicorn", *options, bind="--bind=fd://", cwd=ROOT, variables=variables) as served:
         yield served.port
+
+
+def ask(port: int, path: str = "/") -> tuple[int, str]:
+    """Ask once, over a connection of its own, so that any worker process may answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("GET", path)
+        response = client.getresponse()
+        return response.status, response.read().decode()
+
+
+def ask_all(port: int, paths: Iterable[str], *, clients: int) -> list[tuple[int, str]]:
+    """Ask for all of them, so many at once."""
+    with concurrent.futures.ThreadPoolExecutor(clients) as threads:
+        return list(threads.map(lambda path: ask(port, path), paths))

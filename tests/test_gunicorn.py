@@ -5,39 +5,24 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import http.client
 import json
 import os
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from .observers import PostgresObserver
-from .serving import gunicorn
+from .serving import ask, ask_all, gunicorn
 from .test_docs import TUTORIAL, plain_blocks
 from .testapp.models import Entry
 from .waiting import wait_until
 
 REQUESTS = 1000
 CLIENTS = 4
-
-
-def ask(port: int, path: str = "/") -> tuple[int, str]:
-    """Ask once, over a connection of its own, so that any worker process may answer."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
-        client.request("GET", path)
-        response = client.getresponse()
-        return response.status, response.read().decode()
-
-
-def ask_all(port: int, paths: Iterable[str], *, clients: int) -> list[tuple[int, str]]:
-    """Ask for all of them, so many at once."""
-    with concurrent.futures.ThreadPoolExecutor(clients) as threads:
-        return list(threads.map(lambda path: ask(port, path), paths))
 
 
 def test_preload(postgres: PostgresObserver, tmp_path: Path) -> None:
