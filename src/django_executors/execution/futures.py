@@ -131,7 +131,7 @@ class TaskFuture(concurrent.futures.Future[R]):
 
     def set_exception(self, exception: BaseException | None) -> None:
         fn = vars(self).pop("failed_fn", None)
-        if fn is not None and not self.running():
+        if fn is not None and not super().running():
             # An initializer has failed, and the pool drops what is queued.
             if not self.set_running_or_notify_cancel():
                 return
