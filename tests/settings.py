@@ -38,3 +38,5 @@ if "TEST_MEMCACHED_ADDRESS" in os.environ:
         "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
         "LOCATION": os.environ["TEST_MEMCACHED_ADDRESS"],
     }
+
+TASKS = {"default": {"BACKEND": "django_executors.backends.ExecutorBackend", "QUEUES": []}}

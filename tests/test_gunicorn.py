@@ -105,3 +105,21 @@ def test_transactions_of_requests(postgres: PostgresObserver, tmp_path: Path) ->
         assert (found["found"], found["not found"]) == (1000, 0)
         assert not postgres.left()
     assert Entry.objects.count() == 1000
+
+
+def test_django_tasks(postgres: PostgresObserver, tmp_path: Path) -> None:
+    """10,000 of Django's Tasks, enqueued by 8 request threads, run once each, with the right results."""
+    log = tmp_path / "log"
+
+    def results() -> dict[str, int]:
+        found: dict[str, int] = json.loads(ask(port, "/results")[1])
+        assert found["wrong"] == 0  # none that has run is said to wait
+        return found
+
+    with gunicorn(log, "--workers=1", "--threads=8", site="tests.wsgi_named") as port:
+        answers = ask_all(port, [f"/enqueue/{first}/100" for first in range(0, 10_000, 100)], clients=8)
+        assert {status for status, _ in answers} == {200}
+        assert wait_until(results, lambda found: found["right"] == 10_000, within=60)["right"] == 10_000
+        assert not postgres.left()
+    assert sorted(map(int, Entry.objects.values_list("name", flat=True))) == list(range(10_000))
+    assert "Traceback" not in log.read_text()

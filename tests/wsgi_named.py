@@ -13,6 +13,8 @@ from django_executors import executors
 
 application = get_wsgi_application()
 
+from . import django_tasks_of_ours as tasks  # noqa: E402
+from .django_tasks_of_ours import TaskResultStatus  # noqa: E402
 from .testapp.models import Entry  # noqa: E402
 
 #: Of each task that was to look for its request's row, whether it was there.
@@ -62,6 +64,35 @@ def order_or_fail(request: HttpRequest, ending: str) -> HttpResponse:
         return HttpResponseServerError()
 
 
+#: Of each number the id of its task's result.
+enqueued: dict[int, str] = {}
+
+
+def enqueue(request: HttpRequest, first: int, count: int) -> HttpResponse:
+    """The same by Django's Tasks."""
+    for number in range(first, first + count):
+        enqueued[number] = tasks.create_and_double.enqueue(number).id
+    return HttpResponse()
+
+
+def results(request: HttpRequest) -> HttpResponse:
+    """Count those that are finished and right, and those that are said to wait and have run."""
+    ran = tasks.created.copy()
+    found = {number: tasks.own_result(result_id) for number, result_id in enqueued.copy().items()}
+    return JsonResponse(
+        {
+            "right": sum(
+                result.is_finished and result.return_value == 2 * number
+                for number, result in found.items()
+            ),
+            "wrong": sum(
+                number in ran and result.status == TaskResultStatus.READY
+                for number, result in found.items()
+            ),
+        }
+    )
+
+
 def numbers(request: HttpRequest) -> HttpResponse:
     stats = executors["default"].stats()
     return JsonResponse(
@@ -79,5 +110,7 @@ def numbers(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("submit/<int:first>/<int:count>", submit),
     path("order/<ending>", order_or_fail),
+    path("enqueue/<int:first>/<int:count>", enqueue),
+    path("results", results),
     path("numbers", numbers),
 ]
