@@ -193,13 +193,13 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         if seconds is not None and self._work.is_mine():
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._immediate.shutdown()
-        super().shutdown(wait=False)
+        super().shutdown(wait=False, cancel_futures=cancel_futures and seconds is None)
         if self._work.bound is not None:
             self._work.bound.close()
-        if seconds is None:
-            super().shutdown(wait, cancel_futures=cancel_futures)
-        else:
+        if seconds is not None:
             end(workers_of(self), self._queue, seconds, cancel_at_once=cancel_futures)
+        elif wait:
+            super().shutdown()
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers that are all of the same moment.
