@@ -82,7 +82,7 @@ def test_waiting_for_its_own_pool(pool: ThreadPoolExecutor) -> None:
 
 
 def test_cancel_before_the_commit(pool: ThreadPoolExecutor) -> None:
-    """It is not submitted, and its callbacks have run."""
+    """It is not submitted, its callbacks have run, and `wait` and `as_completed` return."""
     called: list[Future[int]] = []
     with transaction.atomic():
         future = pool.submit_on_commit(int)
@@ -90,6 +90,8 @@ def test_cancel_before_the_commit(pool: ThreadPoolExecutor) -> None:
         assert future.cancel()
         assert called == [future]
         assert future.cancel()
+        assert concurrent.futures.wait([future], 5).done == {future}
+        assert list(concurrent.futures.as_completed([future], 5)) == [future]
     assert future.cancelled()
     assert pool.stats().submitted == 0
 

@@ -96,7 +96,9 @@ class DeferredFuture(TaskFuture[R]):
 
     def cancel(self) -> bool:
         if self._decide() is not None:
-            return super().cancel()
+            super().cancel()
+            self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+            return True
         submitted = self._submitted
         if submitted is not None:
             submitted.cancel()
