@@ -12,6 +12,7 @@ from django.core.checks import run_checks
 from django.db import connections
 from django.test import override_settings
 
+from django_executors import checks
 from django_executors.checks import check_greenlets, check_servers, check_settings, check_sizes
 
 from .observers import MariaDBObserver, PostgresObserver
@@ -81,6 +82,12 @@ def test_the_pool_that_is_only_true() -> None:
             assert ids() == []
         pool = connections["pooled"].pool  # type: ignore[attr-defined]
         assert (pool.max_size, pool.min_size) == (4, 4)
+
+
+def test_a_pool_of_a_wrong_size() -> None:
+    """What psycopg's pool itself will refuse is not for this check."""
+    with pool_of("pooled", {"max_size": "4"}), override_settings(EXECUTORS=of(default=5)):
+        assert ids() == []
 
 
 def test_a_ceiling_keeps_workers_from_the_pool() -> None:
@@ -169,6 +176,28 @@ def test_limited_below_what_the_server_has() -> None:
 def test_database_without_a_server() -> None:
     """A file has no connections to count."""
     assert said_of_servers(1000, "sqlite") == []
+
+
+@pytest.mark.parametrize("query", ["SELECT nothing", ""])
+def test_server_that_does_not_say(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what only calls itself PostgreSQL nothing is said."""
+    monkeypatch.setitem(checks._COUNTS, "postgresql", (query,) if query else ())
+    assert said_of_servers(1000, "default") == []
+
+
+def test_server_that_is_not_there() -> None:
+    """A check does not fail where nobody answers: what needs the server says it better."""
+    done = run_python(
+        """
+        from django.core.management import call_command
+        from django.test import override_settings
+        with override_settings(EXECUTORS={"default": {"OPTIONS": {"max_workers": 1000}}}):
+            call_command("check", "--tag", "database", "--database", "default")
+        """,
+        settings=WITH_APP,
+        TEST_POSTGRES_URL="postgresql://nobody@127.0.0.1:1/nothing",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_only_where_databases_are_checked() -> None:

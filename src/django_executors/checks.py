@@ -9,7 +9,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf, registry
@@ -80,7 +80,8 @@ def check_servers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> l
         wanted = _under_the_ceiling(alias, sum(_workers().values()))
         if (pooled := most_pooled(wrapper)) is not None:
             wanted = min(wanted, pooled)
-        if wanted and wrapper.vendor in _COUNTS and wanted > (room := _room(wrapper)):
+        room = _room(wrapper) if wanted else None
+        if room is not None and wanted > room:
             found.append(
                 CheckWarning(
                     f"The executors of EXECUTORS may want {wanted} connections to DATABASES[{alias!r}] "
@@ -135,12 +136,17 @@ def _under_the_ceiling(alias: str, workers: int) -> int:
     return min(workers, conf.current().max_connections.get(alias, workers))
 
 
-def _room(wrapper: BaseDatabaseWrapper) -> int:
-    """Return how many more connections the server takes."""
+def _room(wrapper: BaseDatabaseWrapper) -> int | None:
+    """Return how many more connections the server takes; None if it does not say, or has none."""
     counts = []
-    with wrapper.cursor() as cursor:
-        for query in _COUNTS[wrapper.vendor]:
-            cursor.execute(query)
-            counts.append(int(cursor.fetchone()[-1]))
+    try:
+        for query in _COUNTS.get(wrapper.vendor, ()):
+            with wrapper.cursor() as cursor:
+                cursor.execute(query)
+                counts.append(int(cursor.fetchone()[-1]))
+    except DatabaseError:  # also of what only calls itself PostgreSQL
+        return None
+    if not counts:
+        return None
     most, used = counts
     return most - used + 1  # this connection will have ended

@@ -38,8 +38,8 @@ def most_pooled(wrapper: BaseDatabaseWrapper) -> int | None:
         return None
     options: Any = wrapper.settings_dict["OPTIONS"]["pool"]
     options = {} if options is True else options
-    most: int = options.get("max_size") or options.get("min_size", 4)  # as psycopg_pool has it
-    return most
+    most = options.get("max_size") or options.get("min_size", 4)  # as psycopg_pool has it
+    return most if isinstance(most, int) else None
 
 
 def backend_pid(wrapper: BaseDatabaseWrapper) -> int | None:
