@@ -6,6 +6,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
+from django.test import override_settings
+
 from .gates import Gate
 from .testapp.models import Entry
 
@@ -121,6 +123,12 @@ def count() -> int:
 @task()
 def exists(name: str) -> bool:
     return Entry.objects.filter(name=name).exists()
+
+
+def with_options(**options: Any) -> Any:
+    return override_settings(
+        TASKS={"default": {"BACKEND": "django_executors.backends.ExecutorBackend", "OPTIONS": options}}
+    )
 
 
 created: set[int] = set()

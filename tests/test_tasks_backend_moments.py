@@ -5,25 +5,42 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Iterator
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
-from django.test import override_settings
+from django.test import TestCase, override_settings
 
-from django_executors import ImmediateExecutor, QueueFull, executors
+from django_executors import ImmediateExecutor, QueueFull, ThreadPoolExecutor, executors
 from django_executors.testing import drain, run_inline
 
 from . import django_tasks_of_ours as tasks
-from .django_tasks_of_ours import TaskResultDoesNotExist, TaskResultStatus, default_task_backend, heard
+from .django_tasks_of_ours import (
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    default_task_backend,
+    heard,
+    with_options,
+)
 from .forking import fork
 from .gates import Gate
 from .observers import PostgresObserver
-from .test_tasks_backend import BACKEND, finished
+from .test_submit_in_atomic import in_test_case
+from .test_tasks_backend import finished
 from .testapp.models import Entry
 
 READY, FAILED = TaskResultStatus.READY, TaskResultStatus.FAILED
+
+
+class FailingPool(ThreadPoolExecutor):
+    """A pool whose workers cannot begin."""
+
+    def __init__(self) -> None:
+        super().__init__(1, initializer=self.fail)
+
+    def fail(self) -> None:
+        raise LookupError
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +60,6 @@ def held(gate: Gate) -> Any:
     yield result
     gate.open()
     tasks.gates.clear()
-
-
-def with_options(**options: Any) -> Any:
-    return override_settings(TASKS={"default": {"BACKEND": BACKEND, "OPTIONS": options}})
 
 
 def is_gone(result: Any) -> bool:
@@ -191,6 +204,34 @@ def test_in_the_callers_thread() -> None:
         assert tasks.fail.enqueue().status == FAILED
 
 
+def test_in_a_test_case() -> None:
+    """In a TestCase a task runs, on the test's own rows, where what waits for the commit is captured."""
+
+    class Case(TestCase):
+        databases = ("default",)
+
+        def test_it(self) -> None:
+            Entry.objects.create(name="new")
+            with run_inline():
+                with self.captureOnCommitCallbacks(execute=True):
+                    result = tasks.exists.enqueue("new")
+                result.refresh()
+                assert result.return_value is True
+                with with_options(enqueue_on_commit=False):
+                    assert tasks.exists.enqueue("new").return_value is True
+
+    in_test_case(Case)
+
+
+def test_broken_pool() -> None:
+    """Where an initializer fails, the tasks have failed."""
+    initializer = "tests.test_tasks_backend_moments.FailingPool"
+    with override_settings(EXECUTORS={"default": {"BACKEND": initializer}}):
+        result = finished(tasks.noop.enqueue())
+        assert result.status == FAILED
+        assert result.errors[0].exception_class is BrokenThreadPool
+
+
 def test_never_ready_after_it_ran() -> None:
     """What a task itself has noted has begun is never said to wait."""
     begun: set[str] = set()
@@ -212,35 +253,3 @@ def test_never_ready_after_it_ran() -> None:
         looking.result(10)
     assert wrong == []
     assert len(signals) >= 899
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (
-            {"executors": "mails"},
-            "has the unknown key 'executors': it takes 'executor', 'enqueue_on_commit', 'max_results'",
-        ),
-        ({"enqueue_on_commit": "yes"}, "['enqueue_on_commit'] must be True or False, not 'yes'"),
-        ({"max_results": 0}, "['max_results'] must be a whole number of 1 or more, not 0"),
-        ({"max_results": True}, "['max_results'] must be a whole number of 1 or more, not True"),
-        ({"max_results": None}, "['max_results'] must be a whole number of 1 or more, not None"),
-    ],
-)
-def test_wrong_options(options: dict[str, Any], said: str) -> None:
-    """They are refused by name, with what may be there."""
-    with with_options(**options), pytest.raises(ImproperlyConfigured) as raised:
-        tasks.noop.enqueue()
-    assert str(raised.value).startswith("TASKS['default']['OPTIONS']")
-    assert str(raised.value).endswith(said)
-
-
-def test_no_such_executor() -> None:
-    """A system check says it, and so does `enqueue`."""
-    with with_options(executor="nowhere"):
-        (error,) = default_task_backend.check()
-        assert error.id == "django_executors.E003"
-        assert error.msg.startswith("TASKS['default']['OPTIONS']['executor']: EXECUTORS has no alias")
-        with pytest.raises(ImproperlyConfigured, match="EXECUTORS has no alias 'nowhere'"):
-            tasks.noop.enqueue()
-    assert default_task_backend.check() == []
