@@ -86,8 +86,9 @@ def test_the_pool_that_is_only_true() -> None:
 
 def test_a_pool_of_a_wrong_size() -> None:
     """What psycopg's pool itself will refuse is not for this check."""
-    with pool_of("pooled", {"max_size": "4"}), override_settings(EXECUTORS=of(default=5)):
-        assert ids() == []
+    for wrong in ({"max_size": "4"}, 1, "yes", [("max_size", 5)]):
+        with pool_of("pooled", wrong), override_settings(EXECUTORS=of(default=5)):
+            assert ids() == []
 
 
 def test_a_ceiling_keeps_workers_from_the_pool() -> None:
@@ -145,8 +146,8 @@ def test_more_than_the_server_has_left(postgres: PostgresObserver) -> None:
     room = room_of_postgres(postgres)
     (said_of_one_more,) = said_of_servers(room + 1, "default")
     assert said_of_one_more == (
-        f"The executors of EXECUTORS may want {room + 1} connections to DATABASES['default'] in each "
-        f"process, and its server has {room} left."
+        f"The executors of EXECUTORS may want {room + 1} connections to the server of "
+        f"DATABASES['default'] in each process, and it has {room} left."
     )
     with connections["other"].cursor():
         assert said_of_servers(room, "default")
@@ -161,16 +162,26 @@ def test_more_than_mariadb_has_left(mariadb: MariaDBObserver) -> None:
     assert said_of_servers(room, "mariadb") == []
     assert not mariadb.left()
     (said,) = said_of_servers(room + 1, "mariadb")
-    assert said.endswith(f"and its server has {room} left.")
+    assert said.endswith(f"and it has {room} left.")
 
 
-def test_limited_below_what_the_server_has() -> None:
-    """A ceiling, or a pool, wants no more connections than it gives out."""
-    assert said_of_servers(1000, "default", "pooled") == [
-        said for said in said_of_servers(1000, "default") if "'pooled'" not in said
-    ]
-    with override_settings(EXECUTORS_MAX_CONNECTIONS={"default": 5}):
-        assert said_of_servers(1000, "default") == []
+def test_aliases_of_one_server() -> None:
+    """What two aliases of a server may want is wanted of the same server; a ceiling limits each."""
+    assert said_of_servers(60, "default") == []
+    (said,) = said_of_servers(60, "default", "other", "pooled")
+    assert "may want 120 connections to the server of DATABASES['default'], DATABASES['other'] " in said
+    with override_settings(EXECUTORS_MAX_CONNECTIONS={"default": 5, "other": 10}):
+        assert said_of_servers(1000, "default", "other") == []
+
+
+def test_its_own_connection_is_closed() -> None:
+    """What it opened it closes, and what was open stays open."""
+    with override_settings(EXECUTORS=of(default=1)):
+        check_servers(databases=["default"])
+        assert connections["default"].connection is None
+        connections["default"].ensure_connection()
+        check_servers(databases=["default"])
+        assert connections["default"].connection is not None
 
 
 def test_database_without_a_server() -> None:

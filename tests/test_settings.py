@@ -19,6 +19,14 @@ MOST = "EXECUTORS_MAX_CONNECTIONS"
 TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
 ENTRY = "EXECUTORS['default']"
 
+
+class RaisesKeyError(ThreadPoolExecutor):
+    """A pool that cannot be made."""
+
+    def __init__(self, size: int = 1) -> None:
+        raise KeyError("wrong")
+
+
 BAD = [
     (MOST, 16, f"{MOST} must be a dict from database aliases to numbers, not 16"),
     (MOST, None, f"{MOST} must be a dict from database aliases to numbers, not None"),
@@ -51,14 +59,14 @@ BAD_EXECUTORS = [
         {"default": {"OPTIONS": {"max_worker": 8}}},
         "ThreadPoolExecutor.__init__() got an unexpected keyword argument 'max_worker'",
     ),
-    ({"default": {"OPTIONS": {1: 8}}}, f"{ENTRY}['OPTIONS']: keywords must be strings. "),
+    ({"default": {"OPTIONS": {1: 8}}}, f"{ENTRY}['OPTIONS']: TypeError: keywords must be strings. "),
     (
         {"default": {"OPTIONS": {"max_pendin": 8}}},
         "ThreadPoolExecutor takes 'max_workers', 'thread_name_prefix', 'initializer', 'initargs', ",
     ),
     (
         {"default": {"OPTIONS": {"max_workers": 0}}},
-        f"{ENTRY}['OPTIONS']: max_workers must be greater than 0. ",
+        f"{ENTRY}['OPTIONS']: ValueError: max_workers must be greater than 0. ",
     ),
     (
         {"default": {"BACKEND": "django_executors.ImmediateExecutor", "OPTIONS": {"max_workers": 1}}},
@@ -70,9 +78,17 @@ BAD_EXECUTORS = [
     ),
     (
         {"default": {"BACKEND": "django_executors.ThreadPool"}},
-        f'{ENTRY}[\'BACKEND\']: Module "django_executors" does not define a "ThreadPool"',
+        f'{ENTRY}[\'BACKEND\']: ImportError: Module "django_executors" does not define a "ThreadPool"',
     ),
-    ({"default": {"BACKEND": "nowhere.Pool"}}, f"{ENTRY}['BACKEND']: No module named 'nowhere'"),
+    (
+        {"default": {"BACKEND": "nowhere.Pool"}},
+        f"{ENTRY}['BACKEND']: ModuleNotFoundError: No module named 'nowhere'",
+    ),
+    ({"default": {"BACKEND": "."}}, f"{ENTRY}['BACKEND']: ValueError: Empty module name"),
+    (
+        {"default": {"BACKEND": f"{__name__}.RaisesKeyError"}},
+        f"{ENTRY}['OPTIONS']: KeyError: 'wrong'. RaisesKeyError takes 'size'",
+    ),
     (
         {"default": {"BACKEND": "concurrent.futures.ThreadPoolExecutor"}},
         "must name an executor of django_executors, or a subclass of one, not <class",

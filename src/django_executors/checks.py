@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -74,24 +75,26 @@ def check_servers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> l
     """
     if check_settings():
         return []
-    found: list[CheckMessage] = []
+    workers = sum(_workers().values())
+    wanted: Counter[tuple[Any, ...]] = Counter()
+    names: dict[tuple[Any, ...], list[str]] = {}
     for alias in databases or ():
-        wrapper = connections[alias]
-        wanted = _under_the_ceiling(alias, sum(_workers().values()))
-        if (pooled := most_pooled(wrapper)) is not None:
-            wanted = min(wanted, pooled)
-        room = _room(wrapper) if wanted else None
-        if room is not None and wanted > room:
-            found.append(
-                CheckWarning(
-                    f"The executors of EXECUTORS may want {wanted} connections to DATABASES[{alias!r}] "
-                    f"in each process, and its server has {room} left.",
-                    hint=f"Lower max_workers, or set EXECUTORS_MAX_CONNECTIONS[{alias!r}], to what is "
-                    "left for one process.",
-                    id="django_executors.W003",
-                )
-            )
-    return found
+        settings = connections[alias].settings_dict
+        if most_pooled(connections[alias]) is None:  # its size says what it will have
+            server = settings["ENGINE"], settings["HOST"], settings["PORT"]
+            wanted[server] += _under_the_ceiling(alias, workers)
+            names.setdefault(server, []).append(alias)
+    return [
+        CheckWarning(
+            f"The executors of EXECUTORS may want {number} connections to the server of "
+            f"{', '.join(f'DATABASES[{alias!r}]' for alias in names[server])} in each process, and it "
+            f"has {room} left.",
+            hint="Lower max_workers, or set EXECUTORS_MAX_CONNECTIONS, to what is left for one process.",
+            id="django_executors.W003",
+        )
+        for server, number in wanted.items()
+        if number and (room := _room(connections[names[server][0]])) is not None and number > room
+    ]
 
 
 def check_greenlets(**kwargs: Any) -> list[CheckMessage]:
@@ -139,6 +142,7 @@ def _under_the_ceiling(alias: str, workers: int) -> int:
 def _room(wrapper: BaseDatabaseWrapper) -> int | None:
     """Return how many more connections the server takes; None if it does not say, or has none."""
     counts = []
+    was_open = wrapper.connection is not None
     try:
         for query in _COUNTS.get(wrapper.vendor, ()):
             with wrapper.cursor() as cursor:
@@ -146,7 +150,10 @@ def _room(wrapper: BaseDatabaseWrapper) -> int | None:
                 counts.append(int(cursor.fetchone()[-1]))
     except DatabaseError:  # also of what only calls itself PostgreSQL
         return None
+    finally:
+        if not was_open:
+            wrapper.close()
     if not counts:
         return None
     most, used = counts
-    return most - used + 1  # this connection will have ended
+    return most - used + (not was_open)

@@ -101,8 +101,8 @@ def _named(where: str, alias: object, entry: object) -> Named:
         )
     try:
         return Named(backend=import_string(backend), options=dict(options))
-    except ImportError as error:
-        raise ImproperlyConfigured(f"{where}['BACKEND']: {error}") from error
+    except Exception as error:
+        raise ImproperlyConfigured(f"{where}['BACKEND']: {type(error).__name__}: {error}") from error
 
 
 def _max_connections(value: object) -> Mapping[str, int]:

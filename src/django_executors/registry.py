@@ -56,8 +56,8 @@ class Executors:
         """Shut all of them down, one after another in the order in which they were made.
 
         Those that are first asked for later refuse tasks too. For the end of a process: in gunicorn's
-        `worker_exit`, or a command's `finally`. An exception that ends the waiting leaves the others
-        refusing tasks as well.
+        `worker_exit`, or a command's `finally`. An exception that ends the waiting leaves all of them
+        refusing tasks.
 
         Args:
             wait, cancel_futures: as in each executor's `shutdown`.
@@ -75,9 +75,10 @@ class Executors:
         try:
             while left:
                 seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-                left.pop(0).shutdown(wait, cancel_futures=cancel_futures, timeout=seconds)
+                left[0].shutdown(wait, cancel_futures=cancel_futures, timeout=seconds)
+                del left[0]
         finally:
-            for executor in left:  # the waiting was interrupted
+            for executor in left:  # the waiting was interrupted, or refused
                 executor.shutdown(wait=False, cancel_futures=cancel_futures)
 
     def _forget(self, *, setting: str, **kwargs: Any) -> None:
@@ -117,10 +118,10 @@ def make(alias: str) -> Executor:
     options = {"thread_name_prefix": alias} if "thread_name_prefix" in takes else {}
     try:
         return backend(**{**options, **entry.options})
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise ImproperlyConfigured(
-            f"EXECUTORS[{alias!r}]['OPTIONS']: {error}. {backend.__qualname__} takes "
-            f"{', '.join(map(repr, takes)) or 'no options'}"
+            f"EXECUTORS[{alias!r}]['OPTIONS']: {type(error).__name__}: {error}. {backend.__qualname__} "
+            f"takes {', '.join(map(repr, takes)) or 'no options'}"
         ) from error
 
 

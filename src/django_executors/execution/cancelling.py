@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import logging
 import os
 import queue
 import threading
@@ -16,6 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django_executors.lifecycle.scope import connection_scope
+
+logger = logging.getLogger(__name__)
 
 Future = concurrent.futures.Future[Any]
 
@@ -60,8 +63,11 @@ class _Messenger:
             future.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
             with connection_scope():
                 for callback in callbacks:
-                    # The standard class's way to call it now, and to log what it raises.
-                    concurrent.futures.Future.add_done_callback(future, callback)
+                    try:
+                        # The standard class's way to call it now, and to log what it raises.
+                        concurrent.futures.Future.add_done_callback(future, callback)
+                    except BaseException:  # this thread is everybody's: it stays
+                        logger.exception("a callback of a cancelled future wanted to end its thread")
             self._undelivered.remove(future)
             del news, future, callbacks
 

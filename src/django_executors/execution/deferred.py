@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from django_executors.exceptions import DeadlockError
 from django_executors.lifecycle import transactions
 from django_executors.lifecycle.naming import task_name
 
 from . import cancelling
-from .futures import TaskFuture
+from .futures import TaskFuture, give_up
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +45,8 @@ def submit_on_commit(
     except BaseException:
         future.cancel()
         raise
+    if any(each.closed_in_transaction for each in transactions_now):
+        future.note_rollback()
     return future
 
 
@@ -66,6 +70,15 @@ class DeferredFuture(TaskFuture[R]):
         # Whoever takes it out decides what becomes of the task: the commit, or who cancels.
         self._undecided = [submit]
         self._submitted: concurrent.futures.Future[R] | None = None
+        _all.add(self)
+
+    def retire(self) -> None:
+        """In a forked child: the parent's transaction is not here, and its task is not done here."""
+        self._undecided.clear()
+        self._submitted = None
+        # A private name of the standard class's: `done` would wait for a lock that nobody gives back.
+        if self._state in {"PENDING", "RUNNING"}:
+            give_up(self)
 
     def note_commit(self) -> None:
         """One of the transactions has committed."""
@@ -141,3 +154,14 @@ class DeferredFuture(TaskFuture[R]):
         if isinstance(submitted, TaskFuture):
             return submitted._waits_of_its_pool(timeout)
         return None
+
+
+_all: weakref.WeakSet[DeferredFuture[Any]] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for future in list(_all):
+        future.retire()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -40,7 +40,7 @@ class Executor(concurrent.futures.Executor):
         Raises:
             DeadlockError: from the future's `result` and `exception`, in the calling thread and before
                 the commit, with a timeout too: it could never come.
-            TransactionManagementError: autocommit is switched off, outside of `atomic`.
+            TransactionManagementError: autocommit is switched off on an alias, outside of `atomic`.
             RuntimeError, QueueFull: as `submit`, where there is no transaction.
         """
         return deferred.submit_on_commit(self.submit, fn, *args, **kwargs)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django_executors.exceptions import ExecutorError
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.naming import task_name
 
@@ -154,3 +155,15 @@ class TaskFuture(concurrent.futures.Future[R]):
         if timeout is not None or worker is None or self.work is None or not worker.is_of(self.work):
             return None
         return self.work.waits.waiting(self.work, worker, self)
+
+
+def give_up(future: concurrent.futures.Future[Any]) -> None:
+    """Make of a forked child's copy of the parent's future one that nobody waits for."""
+    vars(future).pop("work", None)
+    # Anew: a thread that is not here may have held its lock, and the callbacks are the parent's. As the
+    # standard class does it: nobody here needs to hear of it.
+    concurrent.futures.Future.__init__(future)
+    concurrent.futures.Future.set_exception(
+        future,
+        ExecutorError(f"this task belongs to the parent process, which has forked: pid={os.getppid()}"),
+    )

@@ -19,20 +19,18 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 import contextlib
-import os
 import queue
 import threading
 import time
 from collections import Counter, deque
 from typing import Any
 
-from django_executors.exceptions import ExecutorError
 from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import has_to_let_go, is_limited, kept_until, release
 
 from .forked import end_process
-from .futures import TaskFuture
+from .futures import TaskFuture, give_up
 from .work import Initializer, Work
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
@@ -194,7 +192,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
                 if (item := _take(self, False)) is not None and item is not _LET_GO:
                     unfinished.append(item.future)
         for future in unfinished:
-            _give_up(future)
+            give_up(future)
         # Or this thread, at its end, would join itself.
         threads = getattr(concurrent.futures.thread, "_threads_queues", {})
         threads.pop(threading.current_thread(), None)
@@ -236,14 +234,3 @@ class _ParentsQueue(WorkQueue):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         end_process(None)
-
-
-def _give_up(future: concurrent.futures.Future[Any]) -> None:
-    """Make of a forked child's copy of the parent's future one that nobody waits for."""
-    # Anew: a thread that is not here may have held its lock, and the callbacks are the parent's. Of the
-    # standard class: nobody here needs to hear of it.
-    future.__class__ = concurrent.futures.Future
-    concurrent.futures.Future.__init__(future)
-    future.set_exception(
-        ExecutorError(f"this task belongs to the parent process, which has forked: pid={os.getppid()}")
-    )

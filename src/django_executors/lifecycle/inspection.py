@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,6 +39,8 @@ def most_pooled(wrapper: BaseDatabaseWrapper) -> int | None:
         return None
     options: Any = wrapper.settings_dict["OPTIONS"]["pool"]
     options = {} if options is True else options
+    if not isinstance(options, Mapping):
+        return None
     most = options.get("max_size") or options.get("min_size", 4)  # as psycopg_pool has it
     return most if isinstance(most, int) else None
 

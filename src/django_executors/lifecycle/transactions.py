@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .holder import Holder
@@ -62,12 +62,17 @@ def _call_site() -> tuple[str, int]:
 
 
 def uncommitted_here() -> list[BaseDatabaseWrapper]:
-    """Return the calling thread's wrappers that have yet to commit what is done on them now."""
-    return [
+    """Return the calling thread's wrappers that have yet to commit what is done on them now.
+
+    Of the transactions that a TestCase makes for its test, one: as for `on_commit`, that of "default".
+    """
+    found = [
         wrapper
         for wrapper in connections.all(initialized_only=True)
         if wrapper.in_atomic_block or not (wrapper.connection is None or wrapper.autocommit)
     ]
+    own = [wrapper for wrapper in found if not wrapper.in_atomic_block or _is_in_atomic(wrapper)]
+    return own or sorted(found, key=lambda wrapper: wrapper.alias != DEFAULT_DB_ALIAS)[:1]
 
 
 class OnCommit:
@@ -102,6 +107,8 @@ def run_commit_hooks(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     try:
         type(wrapper).run_and_clear_commit_hooks(wrapper)
     except BaseException:
-        for func in ours:
-            func()
+        while ours:
+            # What interrupts one does not interrupt the others: that transaction has committed.
+            with contextlib.suppress(BaseException):
+                ours.pop(0)()
         raise
