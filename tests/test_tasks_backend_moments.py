@@ -198,6 +198,8 @@ def test_in_the_callers_thread() -> None:
     with run_inline():
         result = tasks.meaning_of_life.enqueue()
         assert (result.status, result.return_value) == (TaskResultStatus.SUCCESSFUL, 42)
+        with pytest.raises(KeyboardInterrupt):  # Ctrl-C in the caller's own thread
+            tasks.interrupt.enqueue()
     immediate = {"BACKEND": f"django_executors.{ImmediateExecutor.__name__}"}
     with override_settings(EXECUTORS={"default": immediate}):
         assert tasks.own_id.enqueue().status == TaskResultStatus.SUCCESSFUL
