@@ -1,14 +1,15 @@
 # All of it is in tools/project.py, which needs no make: python3 tools/project.py demo
 PYTHON ?= python3
 
-.PHONY: help demo test bench docs clean
+.PHONY: help demo site test bench docs clean
 
 help:
 	@echo "make demo   run the experiment on a private PostgreSQL"
+	@echo "make site   serve a page on which a form starts a job (ARGS=8080: another port)"
 	@echo "make test   run every check and test, on private servers"
 	@echo "make bench  measure the speed beside the alternatives (half an hour; ARGS=--quick: a minute)"
 	@echo "make docs   build the documentation into docs/_build"
 	@echo "make clean  remove what these made"
 
-demo test bench docs clean:
+demo site test bench docs clean:
 	@$(PYTHON) tools/project.py $@ $(ARGS)

@@ -13,6 +13,19 @@ USE_TZ = True
 # django-executors with itself. Its ThreadPoolExecutor does not need the app.
 INSTALLED_APPS = ["shop"]
 
+# Of the page (`make site`).
+ROOT_URLCONF = "shop.urls"
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+    }
+]
+EXECUTORS = {"default": {"OPTIONS": {"max_workers": 4}}}
+
 DATABASES = {"default": django_database(os.environ["DATABASE_URL"])}
 
 # A project with a read replica has a second alias: what it reads comes from there.

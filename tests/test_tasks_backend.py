@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,18 @@ def test_enqueue_in_async_code(task: Any, postgres: PostgresObserver) -> None:
 
     asyncio.run(main())
     assert not postgres.left()
+
+
+def test_asking_in_async_code() -> None:
+    """Asking for a result needs no other thread."""
+    result = finished(tasks.meaning_of_life.enqueue())
+
+    async def main() -> None:
+        before = threading.enumerate()
+        assert (await default_task_backend.aget_result(result.id)).return_value == 42
+        assert threading.enumerate() == before
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from django.db import transaction
 from django.test import TestCase, override_settings
 
 from django_executors import ImmediateExecutor, QueueFull, ThreadPoolExecutor, executors
+from django_executors.backends.results import of_this_process
 from django_executors.testing import drain, run_inline
 
 from . import django_tasks_of_ours as tasks
@@ -119,7 +120,7 @@ def test_at_once_in_a_transaction() -> None:
 def test_other_threads(held: Any, gate: Gate) -> None:
     """Any thread finds a result as it is: running, then finished."""
     with concurrent.futures.ThreadPoolExecutor(1) as others:
-        found = others.submit(default_task_backend.get_result, held.id).result(10)
+        found, other = (others.submit(tasks.own_result, held.id).result(10) for _ in range(2))
         assert found.status == TaskResultStatus.RUNNING
         assert (found.attempts, found.finished_at) == (1, None)
         assert found.started_at is not None
@@ -128,13 +129,17 @@ def test_other_threads(held: Any, gate: Gate) -> None:
             others.submit(finished, found).result(10).return_value
             == found.worker_ids[0].partition("-")[2]
         )
+        assert other.status == TaskResultStatus.RUNNING  # until it is refreshed
 
 
 def test_full_queue(held: Any) -> None:
     """A queue that is full refuses a task: the caller hears it, or after a commit, the result."""
     waiting = [tasks.noop.enqueue() for _ in range(3)]
+    kept = of_this_process["default"]._results
+    before = [*kept]
     with pytest.raises(QueueFull):
         tasks.noop.enqueue()
+    assert [*kept] == before
     with transaction.atomic():
         result = tasks.noop.enqueue()
     result.refresh()

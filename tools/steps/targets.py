@@ -1,4 +1,4 @@
-"""The targets themselves: demo, test, bench, docs, clean."""
+"""The targets themselves: demo, site, test, bench, docs, clean."""
 
 import argparse
 import os
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the target that the command line names."""
     targets: dict[str, Callable[[Sequence[str]], int]] = {
         "demo": demo,
+        "site": site,
         "test": test,
         "bench": bench,
         "docs": docs,
@@ -66,6 +67,14 @@ def demo(arguments: Sequence[str]) -> int:
     environment.install(["demo"], server_given=bool(os.environ.get("DATABASE_URL")))
     experiment = ROOT / "demo" / "experiment.py"
     os.execv(environment.python, [str(environment.python), str(experiment), *arguments])
+
+
+def site(arguments: Sequence[str]) -> int:
+    """Serve the demo project's page until Ctrl-C; what follows is the address."""
+    environment = default_environment()
+    environment.install(["demo"], server_given=bool(os.environ.get("DATABASE_URL")))
+    serve = ROOT / "demo" / "serve.py"
+    os.execv(environment.python, [str(environment.python), str(serve), *arguments])
 
 
 def bench(arguments: Sequence[str]) -> int:
