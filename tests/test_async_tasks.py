@@ -241,3 +241,18 @@ def test_at_exit() -> None:
     """A task that ends while the interpreter exits has its own result, not an error of the clean-up."""
     ended = run_python(AT_EXIT, settings="tests.settings", warnings="ignore")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+def test_a_loop_does_not_outlive_its_task() -> None:
+    """After `sync_to_async` has used a worker, a coroutine of a later task runs in a loop of its own."""
+
+    async def where() -> str:
+        return threading.current_thread().name
+
+    async def main() -> str:
+        asyncio.get_running_loop().set_default_executor(pool)
+        assert await sync_to_async(int, thread_sensitive=False)() == 0
+        return pool.submit(async_to_sync(where)).result(10)  # this loop does not run meanwhile
+
+    pool = ThreadPoolExecutor(1, "of the test")
+    assert asyncio.run(main()).startswith("of the test")

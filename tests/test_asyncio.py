@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -11,6 +12,8 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
+from django.db import connection
+from django.utils import translation
 
 from django_executors import ThreadPoolExecutor, all_connections
 
@@ -109,6 +112,22 @@ def test_run_in_executor(postgres: PostgresObserver) -> None:
     assert run(main()) == ["a", "b", "c"]
 
 
+def test_run_in_executor_carries_context() -> None:
+    """The submitter's context variables and language reach the task; in a standard pool they do not."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="of nobody")
+
+    def task() -> tuple[str, str | None]:
+        return variable.get(), translation.get_language()
+
+    async def main(pool: concurrent.futures.Executor) -> tuple[str, str | None]:
+        variable.set("of the caller")
+        with pool, translation.override("de"):
+            return await asyncio.get_running_loop().run_in_executor(pool, task)
+
+    assert run(main(ThreadPoolExecutor(1))) == ("of the caller", "de")
+    assert run(main(concurrent.futures.ThreadPoolExecutor(1))) == ("of nobody", "en-us")
+
+
 def test_wrap_future(postgres: PostgresObserver) -> None:
     """`asyncio.wrap_future` awaits a future of ours: its result or its exception."""
 
@@ -147,6 +166,38 @@ def test_cancelled_await(postgres: PostgresObserver) -> None:
         future.result(10)
 
     with nothing_left(postgres):
+        run(main())
+
+
+def test_end_of_the_loop(postgres: PostgresObserver) -> None:
+    """`asyncio.run` waits for all that its default executor has to do, and leaves no thread."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2, "of the loop"))
+        await asyncio.to_thread(add, "awaited")
+        for number in range(20):
+            loop.run_in_executor(None, add, str(number))
+
+    for runs in (1, 2):
+        asyncio.run(main())
+        assert all_connections() == ()
+        assert not [t for t in threading.enumerate() if t.name.startswith("of the loop")]
+        assert not postgres.left()
+        assert Entry.objects.count() == runs * 21
+        connection.close()
+
+
+def test_one_executor_for_two_loops() -> None:
+    """The first loop's end has shut it down."""
+    pool = ThreadPoolExecutor(1)
+
+    async def main() -> int:
+        asyncio.get_running_loop().set_default_executor(pool)
+        return await asyncio.to_thread(int)
+
+    assert run(main()) == 0
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
         run(main())
 
 

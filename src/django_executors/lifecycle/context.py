@@ -119,6 +119,9 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
     try:
         return fn(*args, **kwargs)
     finally:
+        # Of `sync_to_async` in this worker: a later task's `async_to_sync` would go to that loop.
+        if loops := vars(SyncToAsync.threadlocal):
+            loops.clear()
         threads = SyncToAsync.context_to_thread_executor
         # Its dictionary, since the len() of a weak one is slow.
         if threads.data and (thread := threads.pop(holder.async_route, None)) is not None:  # type: ignore[attr-defined]
