@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
 from django.test import TestCase
 
@@ -114,4 +116,15 @@ def test_after_closing(pool: ThreadPoolExecutor) -> None:
         future = pool.submit_on_commit(int)
         assert future.cancelled()
         assert concurrent.futures.wait([future], 10).done == {future}
+    assert pool.stats().submitted == 0
+
+
+def test_in_a_coroutine(pool: ThreadPoolExecutor) -> None:
+    """There it is refused, as `on_commit` is: the loop's thread is in no transaction of the caller's."""
+
+    async def submit() -> None:
+        pool.submit_on_commit(int)
+
+    with transaction.atomic(), pytest.raises(SynchronousOnlyOperation, match="submit_on_commit"):
+        async_to_sync(submit)()
     assert pool.stats().submitted == 0

@@ -48,7 +48,8 @@ def _above_the_ceiling() -> Iterator[CheckMessage]:
                 f"The executors of EXECUTORS have {wanted} workers together, and "
                 f"EXECUTORS_MAX_CONNECTIONS[{alias!r}] is {ceiling}.",
                 hint="Those that need more wait for their turn, for at most "
-                "EXECUTORS_CONNECTION_WAIT_TIMEOUT seconds. Lower max_workers, or raise the ceiling.",
+                "EXECUTORS_CONNECTION_WAIT_TIMEOUT seconds. Lower max_workers, raise the ceiling, or "
+                "silence this check if they may wait.",
                 id="django_executors.W001",
             )
 

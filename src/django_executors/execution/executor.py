@@ -40,6 +40,7 @@ class Executor(concurrent.futures.Executor):
         Raises:
             DeadlockError: from the future's `result` and `exception`, in the calling thread and before
                 the commit, with a timeout too: it could never come.
+            SynchronousOnlyOperation: called in a coroutine, as Django's `on_commit`.
             TransactionManagementError: autocommit is switched off on an alias, outside of `atomic`.
             RuntimeError, QueueFull: as `submit`, where there is no transaction.
         """

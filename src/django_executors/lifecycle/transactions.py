@@ -12,6 +12,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.asyncio import async_unsafe
 
 from .holder import Holder
 from .naming import task_name
@@ -61,6 +62,7 @@ def _call_site() -> tuple[str, int]:
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
+@async_unsafe("You cannot call submit_on_commit from an async context - use sync_to_async.")
 def uncommitted_here() -> list[BaseDatabaseWrapper]:
     """Return the calling thread's wrappers that have yet to commit what is done on them now.
 
