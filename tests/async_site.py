@@ -60,8 +60,12 @@ async def acount(prefix):
     return await Entry.objects.filter(name__startswith=prefix).acount()
 
 
+def count_in_a_worker(prefix):
+    return async_to_sync(acount)(prefix)
+
+
 async def counted_by_a_coroutine(request, prefix):
-    return HttpResponse(await asyncio.wrap_future(pool.submit(async_to_sync(acount), prefix)))
+    return HttpResponse(await asyncio.wrap_future(pool.submit(count_in_a_worker, prefix)))
 
 
 # commit: begin

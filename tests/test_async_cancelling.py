@@ -40,11 +40,13 @@ async def by_to_thread(pool: ThreadPoolExecutor, task: Task) -> Awaitable[object
     return asyncio.to_thread(task)
 
 
-async def as_a_coroutine(pool: ThreadPoolExecutor, task: Task) -> Awaitable[object]:
-    async def coroutine() -> object:
-        return task()
+@async_to_sync
+async def coroutine(task: Task) -> object:
+    return task()
 
-    return asyncio.wrap_future(pool.submit(async_to_sync(coroutine)))
+
+async def as_a_coroutine(pool: ThreadPoolExecutor, task: Task) -> Awaitable[object]:
+    return asyncio.wrap_future(pool.submit(coroutine, task))
 
 
 async def on_commit(pool: ThreadPoolExecutor, task: Task) -> Awaitable[object]:

@@ -246,13 +246,14 @@ def test_at_exit() -> None:
 def test_a_loop_does_not_outlive_its_task() -> None:
     """After `sync_to_async` has used a worker, a coroutine of a later task runs in a loop of its own."""
 
+    @async_to_sync
     async def where() -> str:
         return threading.current_thread().name
 
     async def main() -> str:
         asyncio.get_running_loop().set_default_executor(pool)
         assert await sync_to_async(int, thread_sensitive=False)() == 0
-        return pool.submit(async_to_sync(where)).result(10)  # this loop does not run meanwhile
+        return pool.submit(where).result(10)  # this loop does not run meanwhile
 
     pool = ThreadPoolExecutor(1, "of the test")
     assert asyncio.run(main()) != threading.current_thread().name
