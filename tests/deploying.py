@@ -17,13 +17,20 @@ from django.db import connection
 
 from .serving import Served, serve
 from .subprocesses import environment
-from .test_docs import BLOCK, TUTORIAL
+from .test_docs import BLOCK, TUTORIAL, plain_blocks
 from .testapp.models import Entry
 from .waiting import wait_until
 
 PAGE = TUTORIAL.with_name("deploying.md")
 QUICK, HELD = Counter(quick=5), Counter(rebuild=4)
 QUEUED = Counter(mail=30, index=7)
+
+#: Takes the place of the page's own pool.
+NAMED = """
+from django_executors import executors
+
+pool = executors["default"]
+"""
 
 #: Added to the page's shop/jobs.py. `rebuild` goes on until the test lets it.
 JOBS = """
@@ -88,6 +95,10 @@ INSTALLED_APPS = ["tests.testapp", "shop"]
 ROOT_URLCONF = "shop.site"
 """
 
+NAMED_SETTINGS = """
+EXECUTORS = {"default": {"OPTIONS": {"max_workers": 4}}}
+"""
+
 
 @dataclass
 class Project:
@@ -108,6 +119,14 @@ class Project:
         (shop / "site.py").write_text(SITE)
         (shop / "settings.py").write_text(SETTINGS)
         (shop / "wsgi.py").write_text(WSGI)
+
+    def name_its_pool(self) -> None:
+        """Have the settings name the pool, and the page on named executors say how it is shut down."""
+        shop = self.folder / "shop"
+        (shop / "jobs.py").write_text(NAMED + JOBS)
+        (shop / "settings.py").write_text(SETTINGS + NAMED_SETTINGS)
+        hook = plain_blocks(TUTORIAL.with_name("named.md"))[-1]
+        (self.folder / "gunicorn.conf.py").write_text(hook.replace("timeout=20)", "timeout=0.5)"))
 
     @property
     def variables(self) -> dict[str, str]:

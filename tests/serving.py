@@ -67,11 +67,11 @@ def uvicorn(log: Path, site: str = "tests.asgi", **variables: str) -> Iterator[i
 
 
 @contextmanager
-def gunicorn(log: Path, *options: str, site: str = "tests.wsgi") -> Iterator[int]:
+def gunicorn(log: Path, *options: str, site: str = "tests.wsgi", **variables: str) -> Iterator[int]:
     """Serve one of the sites until the end of the block, and give its port."""
-    variables = environment("tests.wsgi_settings") | {"TEST_SITE": site}
+    found = environment("tests.wsgi_settings") | {"TEST_SITE": site} | variables
     options = (f"{site}:application", *options)
-    with serve(log, "gunicorn", *options, bind="--bind=fd://", cwd=ROOT, variables=variables) as served:
+    with serve(log, "gunicorn", *options, bind="--bind=fd://", cwd=ROOT, variables=found) as served:
         yield served.port
 
 

@@ -36,6 +36,20 @@ def test_gunicorn(worker: str, killed: bool, project: Project, postgres: Postgre
     assert not postgres.left()
 
 
+def test_gunicorn_with_a_named_executor(project: Project, postgres: PostgresObserver) -> None:
+    """The hook of the page on named executors does the same for a pool that the settings name."""
+    project.name_its_pool()
+    with project.gunicorn() as (server, port):
+        project.submit(port)
+        server.terminate()
+        assert project.named() == (HELD, QUEUED)
+        project.go_on.touch()
+        assert server.wait(20) == 0
+    assert "executor=default timeout=" in project.log.read_text()
+    assert rows() == QUICK + HELD
+    assert not postgres.left()
+
+
 def test_gunicorn_restarts_its_workers(project: Project, postgres: PostgresObserver) -> None:
     """So does SIGHUP, by which the workers alone are restarted; the new ones have nothing to say."""
     with project.gunicorn() as (server, port):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseServerError, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
 from django_executors import executors
@@ -22,10 +23,18 @@ found: list[bool] = []
 futures = []
 
 
-def submit(request: HttpRequest, first: int, count: int) -> HttpResponse:
+def submit_all(first: int, count: int) -> list[Future[Entry]]:
     """Have rows made of so many numbers."""
-    for number in range(first, first + count):
+    return [
         executors["default"].submit(Entry.objects.create, name=str(number))
+        for number in range(first, first + count)
+    ]
+
+
+def submit(request: HttpRequest, first: int, count: int) -> HttpResponse:
+    """Do so with a connection of the request's own, to a database that the tasks do not use."""
+    Entry.objects.using("other").exists()
+    submit_all(first, count)
     return HttpResponse(str(os.getpid()))
 
 
@@ -39,10 +48,10 @@ def create() -> None:
     futures.append(executors["default"].submit_on_commit(look, entry.pk))
 
 
-@transaction.atomic
 def order(request: HttpRequest, ending: str) -> HttpResponse:
-    """Do so in a transaction that ends so."""
+    """Do so in the request's transaction, which ends so."""
     if ending == "inner":
+        Entry.objects.create(name="of the outer transaction")
         try:
             with transaction.atomic():
                 create()
@@ -55,13 +64,6 @@ def order(request: HttpRequest, ending: str) -> HttpResponse:
     elif ending == "error":
         raise LookupError
     return HttpResponse()
-
-
-def order_or_fail(request: HttpRequest, ending: str) -> HttpResponse:
-    try:
-        return order(request, ending)
-    except LookupError:
-        return HttpResponseServerError()
 
 
 #: Of each number the id of its task's result.
@@ -109,7 +111,7 @@ def numbers(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("submit/<int:first>/<int:count>", submit),
-    path("order/<ending>", order_or_fail),
+    path("order/<ending>", order),
     path("enqueue/<int:first>/<int:count>", enqueue),
     path("results", results),
     path("numbers", numbers),

@@ -3,8 +3,9 @@
 import os
 
 from .settings import *  # noqa: F403
-from .settings import INSTALLED_APPS
+from .settings import DATABASES, INSTALLED_APPS
 
+DATABASES["default"]["ATOMIC_REQUESTS"] = "TEST_ATOMIC_REQUESTS" in os.environ
 ROOT_URLCONF = os.environ["TEST_SITE"]
 INSTALLED_APPS = [*INSTALLED_APPS, "django_executors"]
 EXECUTORS = {"default": {"OPTIONS": {"max_workers": 4}}}
