@@ -1,13 +1,16 @@
 """The checks that `test` runs: what each says, and the summary at the end."""
 
+import contextlib
 import os
 import subprocess
+import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 from .environments import ROOT, say
 from .stopping import Stopped
@@ -42,33 +45,48 @@ def run_check(name: str, command: Sequence[str | Path]) -> Result:
     return Result(name, Outcome.FAILED, detail=" ".join(map(_shown, command)), failed=1)
 
 
-def run_pytest(name: str, command: Sequence[str | Path], report: Path) -> Result:
-    """Run pytest, and take the counts and the reasons of skips from its report."""
-    report.unlink(missing_ok=True)
-    ok = run_shown(name, [*command, f"--junitxml={report}"])
-    counts, skips = _read_report(report)
-    failed = counts["failed"] or (0 if ok else 1)  # it may have ended before any test
-    parts = [f"{counts['passed']} passed"]
-    parts += [f"{failed} failed"] if failed else []
-    parts += [f"{sum(skips.values())} skipped"] if skips else []
-    reasons = [f"  {count} skipped: {reason}" for reason, count in skips.most_common()]
-    return Result(
-        name,
-        Outcome.PASSED if ok else Outcome.FAILED,
-        detail="\n".join([", ".join(parts), *reasons]),
-        passed=counts["passed"],
-        failed=failed,
-    )
+def run_pytests(commands: Mapping[str, Sequence[str | Path]]) -> Iterable[Result]:
+    """Run them side by side, and take the counts and the reasons of skips from their reports.
+
+    What the first prints is shown as it comes, and what each other printed after that one's end.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        first, *others = [
+            (name, [*command, f"--junitxml={Path(folder, name)}.xml"])
+            for name, command in commands.items()
+        ]
+        started = []
+        for name, command in others:
+            log = Path(folder, f"{name}.log")
+            process = stack.enter_context(_started(command, stack.enter_context(log.open("wb"))))
+            started.append((name, process, log))
+        name, command = first
+        yield _of_pytest(name, run_shown(name, command), Path(folder, f"{name}.xml"))
+        for name, process, log in started:
+            ended_well = process.wait() == 0
+            say(f"\n== {name}\n{log.read_text(errors='replace')}")
+            yield _of_pytest(name, ended_well, Path(folder, f"{name}.xml"))
 
 
 def run_shown(name: str, command: Sequence[str | Path]) -> bool:
     say(f"\n== {name}")
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment())
-    try:
+    with _started(command) as process:
         return process.wait() == 0
-    except KeyboardInterrupt as interrupt:
-        if isinstance(interrupt, Stopped):
-            process.send_signal(interrupt.args[0])
+
+
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str | Path], output: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped when the block raises, as by the signal that stops this one."""
+    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
+    try:
+        yield process
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            process.send_signal(error.args[0])
+        elif not isinstance(error, KeyboardInterrupt):  # which the whole group has got
+            process.terminate()
         try:  # let it clean up
             process.wait(INTERRUPT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -104,6 +122,22 @@ def _environment() -> Mapping[str, str]:
     """
     kept = {k: v for k, v in os.environ.items() if k not in ("DJANGO_SETTINGS_MODULE", "PYTHONHOME")}
     return {**kept, "PYTHONPATH": str(ROOT / "tools")}
+
+
+def _of_pytest(name: str, ok: bool, report: Path) -> Result:
+    counts, skips = _read_report(report)
+    failed = counts["failed"] or (0 if ok else 1)  # it may have ended before any test
+    parts = [f"{counts['passed']} passed"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{sum(skips.values())} skipped"] if skips else []
+    reasons = [f"  {count} skipped: {reason}" for reason, count in skips.most_common()]
+    return Result(
+        name,
+        Outcome.PASSED if ok else Outcome.FAILED,
+        detail="\n".join([", ".join(parts), *reasons]),
+        passed=counts["passed"],
+        failed=failed,
+    )
 
 
 def _read_report(report: Path) -> tuple[Counter[str], Counter[str]]:

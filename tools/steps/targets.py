@@ -4,12 +4,11 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import pythons
-from .checks import Outcome, Result, missing, run_check, run_pytest, run_shown, summarize
+from .checks import Outcome, Result, missing, run_check, run_pytests, run_shown, summarize
 from .environments import (
     ROOT,
     Environment,
@@ -121,11 +120,24 @@ def test(arguments: Sequence[str]) -> int:
             if name == "docs":
                 shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
             results.append(run_check(name, command))
+    suites: dict[str, Sequence[str | Path]] = {}
     if "pytest" in chosen:
         results += mariadb(environment, required=required)
-        results += pytest_with_coverage(environment, for_pytest)
-    if f"pytest-{NEWEST_PYTHON}" in chosen:
-        results += pytest_on_newest(for_pytest, required=required)
+        run_quietly([*coverage(environment), "erase"])
+        suites["pytest"] = [*coverage(environment), "run", "-m", "pytest", *for_pytest]
+    if (newest := f"pytest-{NEWEST_PYTHON}") in chosen:
+        if python := pythons.find_python((NEWEST_PYTHON,)):
+            other = Environment(f".venv-{NEWEST_PYTHON}", python, NEWEST_DJANGO)
+            other.install(["test"])
+            results += mariadb(other, required=required)
+            suites[newest] = [other.python, "-m", "pytest", *for_pytest]
+        else:
+            why = f"Python {NEWEST_PYTHON} is not on this machine"
+            results.append(missing(newest, why, required=False))
+    if suites:
+        results += run_pytests(suites)
+    if "pytest" in chosen:
+        results.append(combined(coverage(environment), only_some=bool(for_pytest)))
     return 0 if summarize(results) else 1
 
 
@@ -168,31 +180,14 @@ def mariadb(environment: Environment, *, required: bool) -> Iterable[Result]:
     return [missing(name, why, required=required)] if why else []
 
 
-def pytest_with_coverage(environment: Environment, arguments: Sequence[str]) -> Iterable[Result]:
-    coverage = [str(environment.python), "-m", "coverage"]
-    run_quietly([*coverage, "erase"])
-    yield pytest("pytest", [*coverage, "run", "-m", "pytest"], arguments)
-    if arguments:
-        yield Result("coverage", Outcome.NOT_RUN, "only some tests were asked for")
-        return
-    if problem := run_quietly([*coverage, "combine", "-q"]):  # one file a process
-        yield Result("coverage", Outcome.FAILED, last_line(problem), failed=1)
-        return
-    yield run_check("coverage", [*coverage, "report"])
+def coverage(environment: Environment) -> list[str]:
+    return [str(environment.python), "-m", "coverage"]
 
 
-def pytest_on_newest(arguments: Sequence[str], *, required: bool) -> Iterable[Result]:
-    name = f"pytest-{NEWEST_PYTHON}"
-    python = pythons.find_python((NEWEST_PYTHON,))
-    if python is None:
-        yield missing(name, f"Python {NEWEST_PYTHON} is not on this machine", required=False)
-        return
-    environment = Environment(f".venv-{NEWEST_PYTHON}", python, NEWEST_DJANGO)
-    environment.install(["test"])
-    yield from mariadb(environment, required=required)
-    yield pytest(name, [environment.python, "-m", "pytest"], arguments)
-
-
-def pytest(name: str, command: Sequence[str | Path], arguments: Sequence[str]) -> Result:
-    with tempfile.TemporaryDirectory() as folder:
-        return run_pytest(name, [*command, *arguments], Path(folder, "report.xml"))
+def combined(command: Sequence[str], *, only_some: bool) -> Result:
+    """What the suite's processes have covered together."""
+    if only_some:
+        return Result("coverage", Outcome.NOT_RUN, "only some tests were asked for")
+    if problem := run_quietly([*command, "combine", "-q"]):
+        return Result("coverage", Outcome.FAILED, last_line(problem), failed=1)
+    return run_check("coverage", [*command, "report"])
