@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.test import override_settings
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 gates: list[Gate] = []
+#: What `call` calls.
+calls: list[Callable[[], Any]] = []
 
 
 @task()
@@ -113,6 +116,25 @@ def own_result(result_id: str) -> Any:
 def wait_at_gate() -> str:
     gates[-1]()
     return threading.current_thread().name
+
+
+@task()
+def call() -> Any:
+    return calls[-1]()
+
+
+@task()
+def append(items: list[Any]) -> list[Any]:
+    items.append("of the task")
+    return items
+
+
+def _attributed() -> str:
+    return "of the task"
+
+
+vars(_attributed)["_call"] = lambda: "of an attribute"
+attributed = task()(_attributed)
 
 
 @task()

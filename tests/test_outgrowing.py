@@ -35,7 +35,10 @@ WORKERS = {
         ["-m", "celery", "--app=tests.outgrown.celery", "worker", "--pool=solo", "--loglevel=INFO"],
         "django_tasks_celery",
     ),
-    "rq": (["-m", "django", "rqworker", "--job-class=django_tasks_rq.Job"], "django_tasks_rq"),
+    "rq": (
+        ["-m", "django", "rqworker", "--job-class=django_tasks_rq.Job", "--with-scheduler"],
+        "django_tasks_rq",
+    ),
 }
 
 
@@ -106,6 +109,7 @@ def test_the_same_tasks(settings: str, tmp_path: Path, request: pytest.FixtureRe
     assert found == {
         "has": has,
         "rolled back": rolled_back,
+        "run after": "SUCCESSFUL" if "defer" in has else "refused",
         "values": [1, 1],
         "statuses": ["SUCCESSFUL", "SUCCESSFUL", "FAILED"],
         "errors": ["builtins.LookupError"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import django
@@ -14,8 +15,9 @@ from tests.waiting import wait_until
 django.setup()
 
 from django.db import transaction  # noqa: E402
+from django.utils import timezone  # noqa: E402
 
-from tests.django_tasks_of_ours import TaskResultDoesNotExist  # noqa: E402
+from tests.django_tasks_of_ours import InvalidTask, TaskResultDoesNotExist  # noqa: E402
 from tests.outgrown import jobs  # noqa: E402
 
 
@@ -39,11 +41,17 @@ try:
     rolled_back = str(finished(undone).status)
 except TaskResultDoesNotExist:
     rolled_back = "never enqueued"
+due = timezone.now() + timedelta(seconds=1)
+try:
+    deferred = str(finished(jobs.add_entry.using(run_after=due).enqueue("a later one")).status)
+except InvalidTask:
+    deferred = "refused"
 backend = jobs.add_entry.get_backend()
 print(
     json.dumps(
         {
             "rolled back": rolled_back,
+            "run after": deferred,
             "has": [name for name in ("defer", "priority") if getattr(backend, f"supports_{name}")],
             "values": [added.return_value, counted.return_value],
             "statuses": [str(result.status) for result in (added, counted, failed)],

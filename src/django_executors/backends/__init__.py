@@ -5,14 +5,13 @@ Django 6.0 and newer have Tasks; on Django 5.2 the package `django-tasks` has th
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from django.core.checks import CheckMessage, Error
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.utils.crypto import get_random_string
 
 from django_executors import registry
@@ -20,7 +19,7 @@ from django_executors.execution import deferred
 
 from .compat import BaseTaskBackend, InvalidTask, base, exceptions
 from .jobs import Job
-from .results import Results, of_this_process
+from .results import Results, copied, of_this_process
 
 if TYPE_CHECKING:
     AnyTask = base.Task[..., Any]
@@ -73,6 +72,10 @@ class ExecutorBackend(BaseTaskBackend):
             raise ImproperlyConfigured(
                 f"{where}['enqueue_on_commit'] must be True or False, not {self._on_commit!r}"
             )
+        if not isinstance(self._executor, str):
+            raise ImproperlyConfigured(
+                f"{where}['executor'] must be an alias of EXECUTORS, not {self._executor!r}"
+            )
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise ImproperlyConfigured(
                 f"{where}['max_results'] must be a whole number of 1 or more, not {most!r}"
@@ -119,6 +122,8 @@ class ExecutorBackend(BaseTaskBackend):
             TypeError, ValueError: an argument is not made of what JSON has.
             RuntimeError, QueueFull: the executor takes no more tasks, and there is no transaction. In
                 one, it is the error of the task's result.
+            SynchronousOnlyOperation: called in a coroutine, where `aenqueue` is awaited.
+            TransactionManagementError: autocommit is switched off, outside of `atomic`.
         """
         self.validate_task(task)
         result: base.TaskResult[P, R] = base.TaskResult(
@@ -143,12 +148,17 @@ class ExecutorBackend(BaseTaskBackend):
             future: Future[Any] = (
                 deferred.submit_on_commit(submit, task.func) if self._on_commit else submit()
             )
-        except BaseException:
+        except BaseException as error:
             results.discard(result.id)
+            if isinstance(error, SynchronousOnlyOperation):
+                raise SynchronousOnlyOperation(
+                    "enqueue() cannot be called in a coroutine: await aenqueue()"
+                ) from error
             raise
+        results.wait(result.id, future)
         future.add_done_callback(job.note_end)
-        found: base.TaskResult[P, R] = copy.copy(job.result)
-        return found
+        found: Any = copied(job.result)
+        return found  # type: ignore[no-any-return]
 
     def get_result(self, result_id: str) -> Result:
         """Return a task's result as it is now.

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from concurrent.futures import CancelledError, Future
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
+from django.dispatch import Signal
 from django.utils import timezone
 
 from .compat import BaseTaskBackend, base, normalize_json, signals
-from .results import Results
+from .results import Results, copied
 
 if TYPE_CHECKING:
     Result = base.TaskResult[..., Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Job:
     """One task, as the executor runs it. It has the name of the task's function, in logs."""
 
     def __init__(self, sender: type[BaseTaskBackend], results: Results, result: Result) -> None:
-        functools.update_wrapper(self, result.task.func)
+        functools.update_wrapper(self, result.task.func, updated=())
         self._sender = sender
         self._results = results
         #: As it is now.
@@ -30,18 +34,18 @@ class Job:
 
     def note_enqueued(self) -> None:
         self._change(enqueued_at=timezone.now())
-        signals.task_enqueued.send_robust(self._sender, task_result=self.result)
+        self._send(signals.task_enqueued)
 
     def __call__(self) -> None:
         now = timezone.now()
-        self._change(
-            status=base.TaskResultStatus.RUNNING,
-            started_at=now,
-            last_attempted_at=now,
-            worker_ids=[f"{os.getpid()}-{threading.current_thread().name}"[-64:]],
-        )
-        signals.task_started.send_robust(self._sender, task_result=self.result)
         try:
+            self._change(
+                status=base.TaskResultStatus.RUNNING,
+                started_at=now,
+                last_attempted_at=now,
+                worker_ids=[f"{os.getpid()}-{threading.current_thread().name}"[-64:]],
+            )
+            self._send(signals.task_started)
             value = normalize_json(self._call())
         except BaseException as error:
             self._fail(error)
@@ -63,7 +67,7 @@ class Job:
             self._fail(error)
 
     def _call(self) -> Any:
-        result = self.result
+        result = copied(self.result)
         context: tuple[base.TaskContext[..., Any], ...] = (
             (base.TaskContext(task_result=result),) if result.task.takes_context else ()
         )
@@ -79,7 +83,15 @@ class Job:
 
     def _finish(self, **changes: Any) -> None:
         self._change(finished_at=timezone.now(), **changes)
-        signals.task_finished.send_robust(self._sender, task_result=self.result)
+        self._send(signals.task_finished)
+
+    def _send(self, signal: Signal) -> None:
+        try:
+            signal.send_robust(self._sender, task_result=copied(self.result))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # `send_robust` lets SystemExit through, for one
+            logger.exception("task=%s a receiver of its signals raised", self.result.task.name)
 
     def _change(self, **changes: Any) -> None:
         self.result = self._results.change(self.result.id, **changes)
