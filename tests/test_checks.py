@@ -143,14 +143,19 @@ def test_more_than_the_server_has_left(postgres: PostgresObserver) -> None:
 
     # Read again: what vacuums by itself is counted with the others.
     assert wait_until(lambda: said(0), lambda found: not found) == []
-    room = room_of_postgres(postgres)
-    (said_of_one_more,) = said_of_servers(room + 1, "default")
-    assert said_of_one_more == (
-        f"The executors of EXECUTORS may want {room + 1} connections to the server of "
-        f"DATABASES['default'] in each process, and it has {room} left."
-    )
+
+    def expected_and_said() -> tuple[list[str], list[str]]:
+        room = room_of_postgres(postgres)
+        expected = (
+            f"The executors of EXECUTORS may want {room + 1} connections to the server of "
+            f"DATABASES['default'] in each process, and it has {room} left."
+        )
+        return [expected], said_of_servers(room + 1, "default")
+
+    expected, found = wait_until(expected_and_said, lambda pair: pair[0] == pair[1])
+    assert found == expected
     with connections["other"].cursor():
-        assert said_of_servers(room, "default")
+        assert wait_until(lambda: said(1))
 
 
 def test_more_than_mariadb_has_left(mariadb: MariaDBObserver) -> None:
