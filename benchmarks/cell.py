@@ -1,10 +1,14 @@
 """One contestant, one workload, one server, once."""
 
+import multiprocessing
 import threading
 import time
-from typing import Self
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Self
 
-from .contestants import Contestant, Pool
+from . import processes
+from .contestants import PROCESSES, Contestant
 from .models import empty_notes
 from .project import let_go, use
 from .servers import WORKERS, Server
@@ -28,37 +32,44 @@ def measure(contestant: Contestant, workload: Workload, server: Server, tasks: i
         if workload.writes:
             empty_notes()
             use(server.database, conn_max_age=contestant.conn_max_age)
-        with contestant.make(max_workers=WORKERS) as pool:
+        workers = PROCESSES if contestant.processes else WORKERS
+        task = processes.query_and_close if contestant.closes else workload.task
+        warm_up = (InProcesses if contestant.processes else InThreads)(task, workers)
+        with warm_up.make(contestant) as pool:
             time_them = in_turn if workload.one_at_a_time else at_once
-            seconds, results = time_them(pool, workload, tasks)
+            seconds, results = time_them(pool, warm_up, task, tasks)
         let_go()  # before the check, which may need a connection of a pool that is used up
-        workload.check(results, extra=WORKERS)
+        workload.check(results, extra=workers)
     finally:
         let_go()
     return seconds / tasks
 
 
-def at_once(pool: Pool, workload: Workload, tasks: int) -> tuple[float, list[object]]:
+def at_once(
+    pool: Executor, warm_up: "WarmUp", task: Callable[[int], object], tasks: int
+) -> tuple[float, list[object]]:
     """Queue all tasks, then wait for all results."""
-    with WarmUp(pool, workload) as warm_up:
+    with warm_up.of(pool):
         head = min(tasks, HEAD_START)
         begun = time.perf_counter()
-        futures = [pool.submit(workload.task, number) for number in range(head)]
+        futures = [pool.submit(task, number) for number in range(head)]
         warm_up.end()
-        futures += [pool.submit(workload.task, number) for number in range(head, tasks)]
+        futures += [pool.submit(task, number) for number in range(head, tasks)]
         results = [future.result(PATIENCE) for future in futures]
         seconds = time.perf_counter() - begun
         warm_up.check()
     return seconds, results
 
 
-def in_turn(pool: Pool, workload: Workload, tasks: int) -> tuple[float, list[object]]:
+def in_turn(
+    pool: Executor, warm_up: "WarmUp", task: Callable[[int], object], tasks: int
+) -> tuple[float, list[object]]:
     """Submit a task, wait for its result, submit the next."""
-    with WarmUp(pool, workload) as warm_up:
+    with warm_up.of(pool):
         warm_up.end()
         warm_up.check()
     begun = time.perf_counter()
-    results = [pool.submit(workload.task, number).result(PATIENCE) for number in range(tasks)]
+    results = [pool.submit(task, number).result(PATIENCE) for number in range(tasks)]
     return time.perf_counter() - begun, results
 
 
@@ -68,11 +79,18 @@ class WarmUp:
     A context manager: it begins when all have connected.
     """
 
-    def __init__(self, pool: Pool, workload: Workload) -> None:
-        self._warm = threading.Barrier(WORKERS + 1)
-        self._end = threading.Barrier(WORKERS + 1)
-        self._workload = workload
-        self._futures = [pool.submit(self._task) for _ in range(WORKERS)]
+    def __init__(self, task: Callable[[int], object], workers: int) -> None:
+        self._task = task
+        self._workers = workers
+        self._warm, self._end = self._barrier(), self._barrier()
+        self._futures: list[Any] = []
+
+    def make(self, contestant: Contestant) -> Executor:
+        raise NotImplementedError
+
+    def of(self, pool: Executor) -> Self:
+        self._futures = [pool.submit(*self._call()) for _ in range(self._workers)]
+        return self
 
     def __enter__(self) -> Self:
         self._warm.wait(PATIENCE)
@@ -90,9 +108,37 @@ class WarmUp:
         for future in self._futures:
             future.result(PATIENCE)
 
-    def _task(self) -> object:
+    def _barrier(self) -> Any:
+        raise NotImplementedError
+
+    def _call(self) -> tuple[Callable[..., object], ...]:
+        raise NotImplementedError
+
+
+class InThreads(WarmUp):
+    def make(self, contestant: Contestant) -> Executor:
+        return contestant.make(max_workers=self._workers)
+
+    def _barrier(self) -> Any:
+        return threading.Barrier(self._workers + 1)
+
+    def _call(self) -> tuple[Callable[..., object], ...]:
+        return (self._run,)
+
+    def _run(self) -> object:
         try:
-            return self._workload.task(0)
+            return self._task(0)
         finally:
             self._warm.wait(PATIENCE)
             self._end.wait(PATIENCE)
+
+
+class InProcesses(WarmUp):
+    def make(self, contestant: Contestant) -> Executor:
+        return contestant.make(self._warm, self._end)
+
+    def _barrier(self) -> Any:
+        return multiprocessing.get_context("forkserver").Barrier(self._workers + 1)
+
+    def _call(self) -> tuple[Callable[..., object], ...]:
+        return processes.warm_up, self._task

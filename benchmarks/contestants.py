@@ -2,15 +2,19 @@
 
 import concurrent.futures
 import importlib.util
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import close_old_connections, connection
+from django.db import close_old_connections, connection, connections
 
 import django_executors
 
+from . import processes
+
 Pool = concurrent.futures.ThreadPoolExecutor
+PROCESSES = 2
 
 
 class RecipeExecutor(Pool):
@@ -72,6 +76,20 @@ def ours_idle(*arguments: Any, **options: Any) -> Pool:
     return django_executors.ThreadPoolExecutor(*arguments, conn_max_idle=5.0, **options)
 
 
+def standard_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
+    """A pool of processes that Django is set up in by hand, with the database in use."""
+    return concurrent.futures.ProcessPoolExecutor(
+        PROCESSES,
+        multiprocessing.get_context("forkserver"),
+        processes.set_up_by_hand,
+        (connections["default"].settings_dict, warm, end),
+    )
+
+
+def our_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
+    return django_executors.ProcessPoolExecutor(PROCESSES, None, processes.keep, (warm, end))
+
+
 @dataclass(frozen=True)
 class Contestant:
     """One way.
@@ -79,20 +97,25 @@ class Contestant:
     Attributes:
         key: its name on the command line.
         title: its name in tables and pictures.
-        make: makes the pool; takes what the standard pool's constructor takes.
+        make: makes the pool; takes what the standard pool's constructor takes. One of processes takes
+            the two barriers of the warm-up.
         colour: the name of its colour in `drawing`.
         conn_max_age: the setting CONN_MAX_AGE that it runs with.
         one_at_a_time: makes no difference, and is left out, where tasks are always queued.
         database: uses one itself, and is left out where there is none.
+        processes: its workers are processes.
+        closes: each of its tasks ends with `connection.close()`.
     """
 
     key: str
     title: str
-    make: Callable[..., Pool]
+    make: Callable[..., concurrent.futures.Executor]
     colour: str
     conn_max_age: int = 0
     one_at_a_time: bool = False
     database: bool = False
+    processes: bool = False
+    closes: bool = False
 
 
 LEAKING = Contestant("leaks", "standard pool, leaking", Pool, "standard")
@@ -101,6 +124,16 @@ OURS = Contestant("ours", "django-executors", django_executors.ThreadPoolExecuto
 OURS_60 = Contestant("ours-60", "django-executors, 60", django_executors.ThreadPoolExecutor, "ours", 60)
 OURS_IDLE_60 = Contestant(
     "idle-60", "django-executors, idle 5, 60", ours_idle, "ours", 60, one_at_a_time=True
+)
+
+PROCESSES_STANDARD = Contestant(
+    "processes", "standard processes, leaking", standard_processes, "standard", processes=True
+)
+PROCESSES_OURS = Contestant(
+    "processes-ours", "django-executors, processes", our_processes, "ours", processes=True
+)
+PROCESSES_OURS_60 = Contestant(
+    "processes-ours-60", "django-executors, processes, 60", our_processes, "ours", 60, processes=True
 )
 
 CONTESTANTS = (
@@ -116,6 +149,18 @@ CONTESTANTS = (
     OURS_60,
     Contestant("idle", "django-executors, idle 5", ours_idle, "ours"),
     OURS_IDLE_60,
+    PROCESSES_STANDARD,
+    Contestant(
+        "processes-close",
+        "connection.close() after, processes",
+        standard_processes,
+        "recipe",
+        database=True,
+        processes=True,
+        closes=True,
+    ),
+    PROCESSES_OURS,
+    PROCESSES_OURS_60,
 )
 KEY_TO_TITLES = "60: with CONN_MAX_AGE = 60 instead of 0. idle 5: with conn_max_idle=5."
 

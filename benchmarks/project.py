@@ -1,20 +1,17 @@
 """A Django project of one database, which can be changed for another."""
 
 import gc
+import os
 from typing import Any
 
 import django
-from django.conf import settings
 from django.db import connection, connections
 from django.db.utils import ConnectionHandler
 
 
 def set_up() -> None:
-    """Set Django up without a database. `django_executors` is no installed app, as in the demo:
-
-    with it every thread closes its connections when it ends, those of the leaking pool too.
-    """
-    settings.configure(DATABASES={"default": {}}, INSTALLED_APPS=[], USE_TZ=True)
+    """Set Django up without a database."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
     django.setup()
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .contestants import LEAKING, Contestant
+from .contestants import Contestant
 from .servers import Server
 from .workloads import Workload
 
@@ -34,20 +34,26 @@ class Block:
     """All that was measured of one workload on one server.
 
     Attributes:
-        seconds: for each contestant the seconds that one task took, a number for each round.
+        seconds: for each contestant the seconds that one task took, a number for each round. The first
+            is what the others are measured against.
     """
 
     server: Server
     workload: Workload
     seconds: dict[Contestant, list[float]]
 
-    def speed(self, contestant: Contestant, against: Contestant = LEAKING) -> Figure | None:
+    @property
+    def base(self) -> Contestant:
+        return next(iter(self.seconds))
+
+    def speed(self, contestant: Contestant, against: Contestant | None = None) -> Figure | None:
         """How many times as fast as `against` it is; None if one of them was not measured."""
+        against = against or self.base
         if not {contestant, against} <= self.seconds.keys():
             return None
         pairs = zip(self.seconds[against], self.seconds[contestant], strict=True)
         return Figure.of([theirs / ours for theirs, ours in pairs])
 
-    def microseconds(self, contestant: Contestant = LEAKING) -> Figure:
-        """How long one task took, in all: the time of a run by the number of its tasks."""
-        return Figure.of([each * 1e6 for each in self.seconds[contestant]])
+    def microseconds(self) -> Figure:
+        """How long one task of the base took, in all: the time of a run by the number of its tasks."""
+        return Figure.of([each * 1e6 for each in self.seconds[self.base]])

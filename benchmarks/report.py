@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from .circumstances import Circumstances
-from .contestants import CONTESTANTS, KEY_TO_TITLES, LEAKING, Contestant
+from .contestants import CONTESTANTS, KEY_TO_TITLES, PROCESSES, Contestant
 from .ratios import Block
 from .rounds import SEED
 from .servers import WORKERS
@@ -56,10 +56,15 @@ def target_lines(blocks: Sequence[Block], memory: dict[Contestant, float]) -> It
 
 
 def server_parts(blocks: Sequence[Block]) -> Iterator[list[str]]:
-    for server in dict.fromkeys(block.server.key for block in blocks):
-        here = [block for block in blocks if block.server.key == server]
-        note = here[0].server.note
-        yield [here[0].server.title, *([note, ""] if note else []), *table(here)]
+    parts = dict.fromkeys((block.server.key, block.workload.processes) for block in blocks)
+    for key, processes in parts:
+        here = [
+            each for each in blocks if (each.server.key, each.workload.processes) == (key, processes)
+        ]
+        note, title = here[0].server.note, here[0].server.title
+        if processes:
+            note, title = f"{PROCESSES} workers. {note}".rstrip(), f"{title}: processes"
+        yield [title, *([note, ""] if note else []), *table(here)]
 
 
 def table(blocks: Sequence[Block]) -> Iterator[str]:
@@ -69,7 +74,7 @@ def table(blocks: Sequence[Block]) -> Iterator[str]:
         speeds = [block.speed(each) for block in blocks]
         if any(speeds):
             cells = ["" if speed is None else str(speed) for speed in speeds]
-            if each is LEAKING:
+            if each is blocks[0].base:
                 cells = [f"1.00 = {block.microseconds().median:.0f} µs" for block in blocks]
             yield f"| {each.title} | " + " | ".join(cells) + " |"
 

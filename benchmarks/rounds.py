@@ -15,6 +15,7 @@ from .workloads import Workload
 PROBE = 10 * WORKERS
 SEED = 3
 SLOW = 4
+ONCE = ("none", "tcp")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def blocks(servers: Sequence[Server], workloads: Sequence[Workload], size: Size)
             make_tables()
             let_go()
         for workload in workloads:
-            if server.vendor in workload.vendors:
+            # Processes on one server of a kind: over a socket they are the same.
+            if server.vendor in workload.vendors and (server.key in ONCE or not workload.processes):
                 yield block(server, workload, size, shuffler)
 
 
@@ -67,6 +69,7 @@ def contestants(server: Server, workload: Workload) -> list[Contestant]:
         and not (server.pooled and each.conn_max_age)
         and not (each.one_at_a_time and not workload.one_at_a_time)
         and not (each.database and server.vendor == "none")
+        and each.processes == workload.processes
     ]
 
 
@@ -78,8 +81,8 @@ def counts(
     Everyone is tried with the same number of tasks, twice, the better counts: short runs are slower
     for each task than long ones, and the machine may have been busy.
     """
-    if size.tasks is not None:
-        return dict.fromkeys(entered, size.tasks)
+    if (fixed := size.tasks or workload.tasks) is not None:
+        return dict.fromkeys(entered, fixed)
     tries = {each: min(measure(each, workload, server, PROBE) for _ in range(2)) for each in entered}
     probe = PROBE
     while (one := measure(LEAKING, workload, server, probe)) * probe < size.seconds / 4:

@@ -3,7 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .contestants import CLOSING, LEAKING, OURS, OURS_60, OURS_IDLE_60, Contestant
+from .contestants import (
+    CLOSING,
+    LEAKING,
+    OURS,
+    OURS_60,
+    OURS_IDLE_60,
+    PROCESSES_OURS,
+    PROCESSES_STANDARD,
+    Contestant,
+)
 from .ratios import Block, Figure
 
 MEMORY_TARGET = 1.3
@@ -44,6 +53,10 @@ TARGETS = (
     Target("mariadb", "one", OURS_60, 0.60),
     Target("tcp", "one-by-one", OURS_IDLE_60, 0.95),
     Target("none", "noop", OURS, 0.75),
+    Target("none", "processes-noop", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
+    Target("none", "processes-noop-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
+    Target("tcp", "processes", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
+    Target("tcp", "processes-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
 )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from django.db import connection, models
 
-from .models import ROWS, Item, Note, name_of
+from . import processes
+from .models import Item, Note, item, name_of
 
 SLEEP = {"postgresql": "SELECT pg_sleep(0.01)", "mysql": "SELECT SLEEP(0.01)"}
 
@@ -25,6 +26,8 @@ class Workload:
             queued at once.
         vendors: of the databases that it runs on.
         writes: it makes one Note with its number.
+        processes: it runs in worker processes; else in threads.
+        tasks: how many there are; if None, as many as take long enough.
     """
 
     key: str
@@ -34,6 +37,8 @@ class Workload:
     one_at_a_time: bool = False
     vendors: tuple[str, ...] = ("postgresql", "mysql", "sqlite")
     writes: bool = False
+    processes: bool = False
+    tasks: int | None = None
 
     def check(self, results: list[object], extra: int) -> None:
         """Check all results; `extra` tasks with the number 0 ran beside them.
@@ -55,11 +60,6 @@ class Workload:
 
 def same(number: int) -> int:
     return number
-
-
-def item(number: int) -> int:
-    """The primary key that the task with this number reads."""
-    return number % ROWS + 1
 
 
 def queries(count: int) -> Callable[[int], object]:
@@ -98,4 +98,42 @@ WORKLOADS = (
     Workload("slow", "10 ms query", slow_query, same, vendors=tuple(SLEEP)),
     Workload("insert", "insert", insert, same, writes=True),
     ONE_BY_ONE,
+    Workload(
+        "processes-noop",
+        "1000 no-ops",
+        processes.same,
+        same,
+        vendors=NO_DATABASE,
+        processes=True,
+        tasks=1000,
+    ),
+    Workload(
+        "processes-noop-by-one",
+        "a no-op, in turn",
+        processes.same,
+        same,
+        one_at_a_time=True,
+        vendors=NO_DATABASE,
+        processes=True,
+        tasks=300,
+    ),
+    Workload(
+        "processes",
+        "1000 x 1 query",
+        processes.query,
+        names(1),
+        vendors=("postgresql",),
+        processes=True,
+        tasks=1000,
+    ),
+    Workload(
+        "processes-by-one",
+        "1 query, in turn",
+        processes.query,
+        names(1),
+        one_at_a_time=True,
+        vendors=("postgresql",),
+        processes=True,
+        tasks=300,
+    ),
 )

@@ -1,4 +1,4 @@
-"""CPython's own tests of the thread pool, with our class in the standard one's place."""
+"""CPython's own tests of the pools, with our classes in the standard ones' places."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ def ships_its_tests() -> bool:
         return False
 
 
-@pytest.mark.timeout(200)
+#: How many of its tests run at least, with how many pools and tasks.
+LEAST = {"thread": (40, 40, 100), "process": (150, 150, 1000)}
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.timeout(420)
 @pytest.mark.skipif(
     not ships_its_tests(),
     reason="this Python comes without the test module test.test_concurrent_futures",
 )
-def test_cpythons_own_tests() -> None:
+def test_cpythons_own_tests(kind: str) -> None:
     """All of them pass, without settings, and it is our class that they ran."""
     finished = run_python(
-        "from tests.cpython_thread_pool import main; main()",
+        f"from tests.cpython_pools import main; main({kind!r})",
         settings=None,
         warnings="default",
-        timeout=180,
+        timeout=400,
     )
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout.splitlines()[-1])
     assert outcome["failed"] == [], finished.stderr
-    assert outcome["run"] - len(outcome["skipped"]) >= 40
-    assert outcome["pools"] >= 40
-    assert outcome["submits"] > 100
+    found = outcome["run"] - len(outcome["skipped"]), outcome["pools"], outcome["submits"]
+    assert all(number >= least for number, least in zip(found, LEAST[kind], strict=True)), found

@@ -11,6 +11,7 @@ from .exceptions import (
     QueueFull,
 )
 from .execution.immediate import ImmediateExecutor
+from .execution.process import ProcessPoolExecutor
 from .execution.stats import ExecutorStats
 from .execution.thread import ThreadPoolExecutor
 from .lifecycle.listing import ConnectionInfo, all_connections
@@ -25,6 +26,7 @@ __all__ = [
     "ExecutorError",
     "ExecutorStats",
     "ImmediateExecutor",
+    "ProcessPoolExecutor",
     "QueueFull",
     "ThreadPoolExecutor",
     "all_connections",

@@ -19,11 +19,12 @@ import contextvars
 import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from django_executors.lifecycle import context, guard
-from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.holder import Holder, current_holder
 
+from .bound import Bound
 from .forked import end_process
 from .workqueue import WorkQueue
 
@@ -50,8 +51,18 @@ def begin_worker(
     context.begin_worker(holder)
 
 
+class Queue(Protocol):
+    """What a worker's queue does at the beginning and the end of a task."""
+
+    bound: Bound | None
+
+    def begin(self, holder: Holder) -> None: ...
+
+    def settle(self, holder: Holder, *, interrupted: bool = False) -> None: ...
+
+
 def run_task(
-    queue: WorkQueue,
+    queue: Queue,
     inherited: contextvars.Context | None,
     fn: Callable[P, R],
     /,
@@ -75,7 +86,7 @@ def run_task(
     began = monotonic()
     worker.queue_seconds += began - worker.item.future.queued_at
     worker.begun += 1
-    if (bound := queue.work.bound) is not None:
+    if (bound := queue.bound) is not None:
         bound.give_back(worker.item.future)
     interrupted = failed = True
     task_context = holder.context.copy() if inherited is None else inherited

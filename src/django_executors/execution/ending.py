@@ -7,9 +7,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from .work import is_alive
-from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +19,23 @@ _PAUSE = 0.005
 _NAMED = 10
 
 
+class Ending(Protocol):
+    """What is asked of an executor's work."""
+
+    def cancel_pending(self, cancelled: Counter[str]) -> None: ...
+
+    def running(self) -> Counter[str]: ...
+
+
 def end(
-    workers: Sequence[threading.Thread], queue: WorkQueue, timeout: float, *, cancel_at_once: bool
+    name: str | None,
+    threads: Sequence[threading.Thread],
+    work: Ending,
+    timeout: float,
+    *,
+    cancel_at_once: bool,
 ) -> None:
-    """Wait until the workers have ended, at most for that many seconds, and log what they left.
+    """Wait until the threads have ended, at most for that many seconds, and log what they left.
 
     A task is cancelled by whoever takes it out of the queue first, here or a worker that runs it, so
     none is both run and logged as not run.
@@ -32,20 +45,20 @@ def end(
     not_run: Counter[str] = Counter()
     try:
         if cancel_at_once:
-            queue.cancel_pending(not_run)
+            work.cancel_pending(not_run)
         # Not by join(): if a signal's handler raises there, Python 3.11 and 3.12 take that worker for
         # ended, and do not wait for it when they exit.
         pause = threading.Event()
-        while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        while any(map(is_alive, threads)) and time.monotonic() < deadline:
             pause.wait(_PAUSE)
         # Even if all have ended in time: callbacks and initializers may have ended them.
-        queue.cancel_pending(not_run)
-        running = queue.work.running()
+        work.cancel_pending(not_run)
+        running = work.running()
     finally:
         if running or not_run:
             logger.error(
                 "executor=%s timeout=%s shutdown left running=%s not_run=%s",
-                workers[0].name.rpartition("_")[0] if workers else None,
+                name,
                 timeout,
                 _listed(running),
                 _listed(not_run),

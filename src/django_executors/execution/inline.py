@@ -7,7 +7,7 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable
-from concurrent.futures.thread import BrokenThreadPool
+from concurrent.futures import BrokenExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.lifecycle.borrowing import callers_connections
@@ -72,7 +72,9 @@ class InCallersThreads:
         initargs: tuple[Any, ...],
         *,
         inherit_context: bool,
+        broken: type[BrokenExecutor],
     ) -> None:
+        self._broken = broken
         self._initializer = initializer
         self._initargs = initargs
         self._inherit_context = inherit_context
@@ -101,6 +103,6 @@ class InCallersThreads:
                 del self._local.context
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                raise BrokenThreadPool("the initializer failed, and the task did not run") from error
+                raise self._broken("the initializer failed, and the task did not run") from error
         context: contextvars.Context = self._local.context
         return context.copy()

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .workqueue import WorkQueue
+
+class Unfinished(Protocol):
+    """What is asked of an executor's work, which may outlive it."""
+
+    def unfinished(self) -> str | None:
+        """Say what is left to do, or None; have idle workers let go of what they keep."""
+        ...
+
+    def retire(self) -> None:
+        """In a forked child: it is the parent's."""
+        ...
 
 
 class Living(Protocol):
@@ -21,10 +30,10 @@ class Living(Protocol):
 
 
 _executors: dict[int, weakref.ref[Living]] = {}
-_queues: dict[int, weakref.ref[WorkQueue]] = {}
+_queues: dict[int, weakref.ref[Unfinished]] = {}
 
 
-def add(executor: Living, queue: WorkQueue) -> None:
+def add(executor: Living, queue: Unfinished) -> None:
     """Follow this executor, and its queue: workers may outlive an executor that nobody shut down."""
     key, queue_key = id(executor), id(queue)
     _executors[key] = weakref.ref(executor, lambda _: _executors.pop(key, None))
@@ -45,7 +54,7 @@ def unfinished() -> list[str]:
     return [left for queue in _found_queues() if (left := queue.unfinished()) is not None]
 
 
-def _found_queues() -> list[WorkQueue]:
+def _found_queues() -> list[Unfinished]:
     found = (reference() for reference in list(_queues.values()))
     return [queue for queue in found if queue is not None]
 

@@ -7,6 +7,7 @@ import contextvars
 import sys
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from django_executors.arguments import check_bound, check_seconds, check_timeout
@@ -113,7 +114,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         self._work = self._immediate._work = work
         self._queue = self._work_queue = queue
         self._in_callers_threads = inline.InCallersThreads(
-            initializer, initargs, inherit_context=self._inherit_context
+            initializer, initargs, inherit_context=self._inherit_context, broken=BrokenThreadPool
         )
         living.add(self, queue)
 
@@ -197,7 +198,9 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         if self._work.bound is not None:
             self._work.bound.close()
         if seconds is not None:
-            end(workers_of(self), self._queue, seconds, cancel_at_once=cancel_futures)
+            workers = workers_of(self)
+            name = workers[0].name.rpartition("_")[0] if workers else None
+            end(name, workers, self._queue, seconds, cancel_at_once=cancel_futures)
         elif wait:
             super().shutdown()
 

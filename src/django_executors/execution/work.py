@@ -201,9 +201,12 @@ class Work:
                 self._cancelled,
                 self._rejected,
                 self._callers,
-                [self._elsewhere.read(), *(worker.read() for worker in self.workers)],
+                [tally.read() for tally in self._tallies()],
                 self.connections.read(),
             )
+
+    def _tallies(self) -> list[Tally]:
+        return [self._elsewhere, *self.workers]
 
     def end_dead_workers(self) -> None:
         """Count out what initializers and callbacks did that ended their threads."""

@@ -50,6 +50,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
 
     def __init__(self, work: Work, conn_max_idle: float = 0.0) -> None:
         self.work = work
+        self.bound = work.bound
         self._conn_max_idle = conn_max_idle
         # What is queued and is no work: the standard pool queues None to wake workers up. A deque
         # counts without a lock: one may be queued by a weak reference's callback, at any allocation.
@@ -177,6 +178,10 @@ class WorkQueue(queue.SimpleQueue[Any]):
             pass
         finally:
             self.put(None)  # one that was taken out would have told a waiting worker to end
+
+    def running(self) -> Counter[str]:
+        """Count by name what workers have taken and not ended."""
+        return self.work.running()
 
     def retire(self) -> None:
         """In a forked child: the parent's threads are not here, and its work is not done here."""

@@ -48,7 +48,7 @@ def _prefix(held: object) -> str:
 
 
 #: In the copy of a context: what is to be done there before the task runs.
-_changes: contextvars.ContextVar[list[Callable[[], object]]] = contextvars.ContextVar(
+changes_to_come: contextvars.ContextVar[list[Callable[[], object]]] = contextvars.ContextVar(
     "django_executors.changes"
 )
 
@@ -58,7 +58,7 @@ def inherit() -> contextvars.Context:
     context = contextvars.copy_context()
     # The script prefix alone is what `django.setup()` leaves in the main thread.
     if variables.is_anything_set() or _prefix(variables.script_prefix.get(None)) != "/":
-        context.run(_changes.set, _find_changes())
+        context.run(changes_to_come.set, _find_changes())
     return context
 
 
@@ -70,6 +70,12 @@ def _find_changes() -> list[Callable[[], object]]:
         changes.append(_forget_executor)
     if variables.caches.get(None) is not None:
         changes.append(forget_caches)
+    return changes + activated()
+
+
+def activated() -> list[Callable[[], object]]:
+    """Return what is to be called to have the calling thread's language, time zone, URLs and prefix."""
+    changes: list[Callable[[], object]] = []
     if variables.language.get(None) is not None:
         language = translation.get_language()
         changes.append(
@@ -110,10 +116,10 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
     # Where `asyncio.run` in a task sends Django's async ORM: to a thread of the worker's own, not to
     # the one that asgiref has for the whole process, which never ends and keeps its connections.
     SyncToAsync.thread_sensitive_context.set(holder.async_route)
-    if changes := _changes.get(None):
+    if changes := changes_to_come.get(None):
         for change in changes:
             change()
-        _changes.set([])  # or a task that this one submits would do it again
+        changes_to_come.set([])  # or a task that this one submits would do it again
     if (shared := variables.precision.get(None)) is not None:
         variables.precision.set(shared.copy())  # a copy of a context has the same `decimal.Context`
     try:

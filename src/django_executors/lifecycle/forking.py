@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from asgiref.sync import SyncToAsync
+from django.core.cache import caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -36,6 +37,8 @@ _Held = tuple[Any, Any, Any]
 _held: dict[int, list[_Held]] = {}
 #: In a forked child: all that was the parent's.
 _inherited: list[object] = []
+#: In a forked child: what was open at the last fork.
+_found_in_parent: list[_Held] = []
 # The interpreter's end would empty the list: one reference to it is never given back.
 with contextlib.suppress(AttributeError):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
@@ -64,6 +67,7 @@ def _after_in_child() -> None:
     # Again: uWSGI has the handlers run in the child, and not those before the fork.
     held = [each for found in (*_held.values(), _find()) for each in found]
     _held.clear()
+    _found_in_parent[:] = held
     _inherited.append(held)
     with contextlib.suppress(OSError), _dead_end() as cut_off:
         for thing, owner, driver in held:
@@ -89,6 +93,25 @@ def _after_in_child() -> None:
     holder.entries.clear()
     holder.pid = os.getpid()
     holder.thread_ident = threading.get_ident()
+
+
+def leave_all() -> None:
+    """Leave alone also what the thread had that has forked this process to be a worker.
+
+    In a process that was not forked there is nothing.
+    """
+    clients = caches.all(initialized_only=True) if _found_in_parent else []
+    with contextlib.suppress(OSError), _dead_end() as cut_off:
+        for _, wrapper, driver in _found_in_parent:
+            cut_off(driver)
+            if isinstance(wrapper, BaseDatabaseWrapper) and not never_closes(wrapper):
+                _forget(wrapper)
+        for client in clients:
+            for each in caching.sockets(client):
+                cut_off(each)
+    _inherited.append(clients)
+    if clients:
+        context.forget_caches()
 
 
 @contextlib.contextmanager

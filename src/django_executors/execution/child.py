@@ -1,0 +1,182 @@
+"""What runs in a worker process: one process, one worker, and the rules of a thread pool's worker."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import signal
+from collections.abc import Callable, Iterable
+from concurrent.futures import process
+from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
+from typing import Any, cast
+
+from django_executors.lifecycle import context, databases, forking, guard, portable
+from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.naming import task_name
+
+from .base import run_task
+from .callqueue import CallQueue
+from .processfuture import Received
+from .stats import Tally
+
+
+class Start:
+    """What a worker process needs to begin. The user's part is unpickled when Django is set up."""
+
+    def __init__(
+        self,
+        name: str,
+        calls: CallQueue,
+        initializer: tuple[Callable[..., object] | None, tuple[Any, ...]],
+        max_tasks: int | None,
+    ) -> None:
+        self.name = name
+        self.calls = calls
+        self.initializer = initializer
+        self.max_tasks = max_tasks
+        self.databases = databases.effective()
+        self.settings_module = None if self.databases is None else databases.settings_module()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # While a process is started: locks and queues can be pickled then only.
+        initializer = _dumps("initializer or initargs", self.initializer)
+        used = _dumps("what DATABASES has", self.databases)
+        return vars(self) | {"initializer": initializer, "databases": used}
+
+    def load_databases(self) -> databases.Databases | None:
+        found = self.databases
+        return pickle.loads(found) if isinstance(found, bytes) else found
+
+    def load_initializer(self) -> tuple[Callable[..., object] | None, tuple[Any, ...]]:
+        found = self.initializer
+        return pickle.loads(found) if isinstance(found, bytes) else found
+
+
+def _dumps(what: str, value: object) -> bytes:
+    try:
+        return bytes(ForkingPickler.dumps(value))
+    except Exception as error:
+        raise pickle.PicklingError(f"{what} cannot be pickled: {error}") from error
+
+
+class ProcessWorker(Tally):
+    """The one worker of this process, and the task that it has taken."""
+
+    __slots__ = ("_tasks_left", "failed_fn", "keeps", "queued_at")
+
+    def __init__(self, max_tasks: int | None) -> None:
+        super().__init__()
+        self._tasks_left = max_tasks
+        #: Whether it is one of the call queue's keepers.
+        self.keeps = False
+        self.queued_at = 0.0
+        self.failed_fn: Any = None
+
+    @property
+    def item(self) -> ProcessWorker:
+        """What `run_task` takes for the standard pool's work item, which is in the parent."""
+        return self
+
+    @property
+    def future(self) -> ProcessWorker:
+        """What it takes for the item's future."""
+        return self
+
+    def is_of(self, work: object) -> bool:
+        return False
+
+    def take(self, queued_at: float) -> None:
+        self.queued_at = queued_at
+        if self._tasks_left is not None:
+            self._tasks_left -= 1
+
+    def is_to_end(self) -> bool:
+        """Say whether it has begun its last task."""
+        return self._tasks_left == 0
+
+    def take_seconds(self) -> tuple[float, float]:
+        """Return for how long tasks have been queued, and have run, since this was called last."""
+        seconds = self.queue_seconds, self.run_seconds
+        self.queue_seconds = self.run_seconds = 0.0
+        return seconds
+
+
+def begin(start: Start) -> None:
+    """Make this process a worker, then run the user's initializer."""
+    # The pool ends its processes so when one was killed, and a forked one has its parent's handler.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    holder = current_holder()
+    forking.leave_all()
+    used = start.load_databases()
+    if used is not None:
+        databases.set_up(start.settings_module, used)
+    holder.executor = start.name
+    guard.arm(holder)
+    holder.counts = start.calls.counts
+    holder.worker = ProcessWorker(start.max_tasks)
+    _queues.append(start.calls)
+    initializer, initargs = start.load_initializer()
+    if initializer is not None:
+        initializer(*initargs)
+    context.begin_worker(holder)
+
+
+#: The one of this process.
+_queues: list[CallQueue] = []
+
+
+class Outcome:
+    """A task's result or error, on its way to the parent, with what the worker has done until then."""
+
+    def __init__(self, fn: Callable[..., Any], value: object, *, failed: bool) -> None:
+        self._fn = fn
+        self._value = value
+        self._failed = failed
+
+    def __reduce__(self) -> Any:
+        try:
+            value = bytes(ForkingPickler.dumps(self._value))
+        except Exception as error:
+            what = "error" if self._failed else f"result, of type {type(self._value).__qualname__},"
+            raise pickle.PicklingError(
+                f"the {what} of task={task_name(self._fn)} cannot be pickled: {error}"
+            ) from error
+        # In a plain tuple, which is pickled in no time.
+        return _receive, (value, self._failed, *current_holder().worker.take_seconds())
+
+
+def _receive(value: bytes, failed: bool, *seconds: float) -> Received:
+    return Received(pickle.loads(value), failed, *seconds)
+
+
+def run(
+    carried: portable.Carried, queued_at: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Outcome:
+    """Run one task in this process, and let go of what it opened before its result is sent.
+
+    Args:
+        carried: what of its submitter's context could be pickled.
+        queued_at: by `time.monotonic()`, which all processes of a machine share.
+    """
+    holder = current_holder()
+    holder.worker.take(queued_at)
+    inherited = portable.unpack(holder, carried)
+    try:
+        result = run_task(_queues[-1], inherited, fn, *args, **kwargs)  # type: ignore[arg-type]
+    except BaseException as error:  # noqa: BLE001 - it is the future's
+        # A private class of the standard pool's: it gives the traceback as a text.
+        with_traceback = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
+        return Outcome(fn, with_traceback, failed=True)
+    return Outcome(fn, result, failed=False)
+
+
+class InChunks:
+    """Calls a function for each item of a chunk, and is called by its name."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
+        fn: Callable[..., Any] = vars(self)["__wrapped__"]
+        return [fn(*arguments) for arguments in chunk]

@@ -1,0 +1,99 @@
+"""The future of a task that runs in another process."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from django_executors.exceptions import DeadlockError
+from django_executors.lifecycle.naming import task_name
+from django_executors.lifecycle.scope import ConnectionScope
+
+from .futures import TaskFuture
+
+if TYPE_CHECKING:
+    from .processwork import ProcessWork
+
+R = TypeVar("R")
+
+
+class Received(NamedTuple):
+    """What has come from a worker process."""
+
+    value: Any
+    failed: bool
+    #: Since it has last sent something.
+    queue_seconds: float
+    run_seconds: float
+
+
+class ProcessFuture(TaskFuture[R]):
+    """What the standard pool's manager thread settles; what its callbacks open is closed there."""
+
+    work: ProcessWork | None
+
+    def set_running_or_notify_cancel(self) -> bool:
+        begins = super().set_running_or_notify_cancel()
+        if begins and self.work is not None:
+            self.work.note_begun()
+        return begins
+
+    def set_result(self, result: Any) -> None:
+        received: Received = result
+        if self.work is not None:
+            self.work.note(received)
+        if received.failed:
+            self.set_exception(received.value)
+            return
+        del self.failed_fn
+        self._note_ended(failed=False)
+        super().set_result(received.value)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        # The pool broke: its tasks in the queue fail too.
+        if not self.running() and not self.set_running_or_notify_cancel():
+            return
+        self._note_ended(failed=True)
+        super().set_exception(exception)
+
+    def _note_ended(self, *, failed: bool) -> None:
+        if self.work is not None:
+            self.work.note_ended(failed=failed)
+
+    def _invoke_callbacks(self) -> None:
+        # A private name of the standard class's: called when the result is there, and so when no
+        # callback can be added any more. `cancel` calls it too, in whatever thread.
+        if self.work is None or self.cancelled():
+            super()._invoke_callbacks()  # type: ignore[misc]
+            return
+        if vars(self)["_done_callbacks"]:
+            with _Callbacks(self.work):
+                super()._invoke_callbacks()  # type: ignore[misc]
+        self.work.items.discard(self)
+
+    def _waits_of_its_pool(self, timeout: float | None) -> AbstractContextManager[None] | None:
+        work = self.work
+        if timeout is None and work is not None and work.is_settling() and not self.done():
+            raise DeadlockError(
+                f"a done-callback waits for task={task_name(self.failed_fn)} of the same pool, in the "
+                "thread that would settle it: submit without waiting, or give `result` a timeout"
+            )
+        return None
+
+
+class _Callbacks(ConnectionScope):
+    """What surrounds the callbacks of a task: what they open is let go."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: ProcessWork) -> None:
+        self._work = work
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._work.settling.add(threading.get_ident())
+
+    def __exit__(self, *error: Any) -> None:
+        self._work.settling.discard(threading.get_ident())
+        super().__exit__(*error)

@@ -1,0 +1,140 @@
+"""Tasks for worker processes, which import them from here."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+from concurrent.futures import Future
+from decimal import Decimal, getcontext
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone, translation
+
+from .cache_clients import connection_of
+from .forking import server_pid
+from .testapp.models import Entry
+
+#: What a submitter sets, and what an initializer does.
+request_id: contextvars.ContextVar[object] = contextvars.ContextVar("request_id", default="unset")
+warmed_up: contextvars.ContextVar[str] = contextvars.ContextVar("warmed_up", default="cold")
+
+
+def database() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database()")
+        return str(cursor.fetchone()[0])
+
+
+def server_pids(alias: str = "default") -> tuple[int, int]:
+    """Return this process, and its session with the server."""
+    return os.getpid(), server_pid(alias)
+
+
+def client(alias: str) -> object:
+    return connection_of(alias)
+
+
+def doubled(number: int) -> int:
+    """Ask the server, so that an answer of another session's would be seen."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s::int * 2", [number])
+        return int(cursor.fetchone()[0])
+
+
+def names() -> list[str]:
+    return sorted(Entry.objects.values_list("name", flat=True))
+
+
+def warm_up(how: str) -> None:
+    """An initializer, beside models."""
+    warmed_up.set(f"{how}, {Entry.objects.count()} entries")
+
+
+def fail(*_: object) -> None:
+    server_pid("default")
+    raise LookupError("of the initializer")
+
+
+def context() -> tuple[object, str, Decimal]:
+    return request_id.get(), warmed_up.get(), getcontext().divide(Decimal(1), Decimal(3))
+
+
+def set_context() -> None:
+    request_id.set("of another task")
+    getcontext().prec = 3
+
+
+def killed() -> None:
+    server_pid("default")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_a_transaction_open() -> None:
+    transaction.set_autocommit(False)
+    Entry.objects.create(name="not committed")
+
+
+def settings_module() -> str:
+    return f"{settings.SETTINGS_MODULE} {os.environ['DJANGO_SETTINGS_MODULE']}"
+
+
+def a_lambda() -> object:
+    return lambda: None
+
+
+class Unpicklable(Exception):
+    """An error that cannot be pickled."""
+
+    def __reduce__(self) -> str:
+        raise TypeError("this error stays here")
+
+
+def raise_unpicklable() -> None:
+    raise Unpicklable
+
+
+def query_in_a_callback(_: Future[object]) -> None:
+    server_pid("default")
+
+
+def lock_and_unlock(number: int) -> bool:
+    """Wait for an advisory lock that the test holds."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [number])
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
+        return bool(cursor.fetchone()[0])
+
+
+class Odd(Exception):
+    """An error with more to it than its arguments."""
+
+    def __init__(self, *args: object, code: int = 0) -> None:
+        super().__init__(*args)
+        self.code = code
+
+
+def raise_in_atomic(error: BaseException) -> None:
+    with transaction.atomic():
+        create("not committed")
+        raise error
+
+
+def create(name: str) -> None:
+    Entry.objects.create(name=name)
+
+
+def surroundings() -> tuple[str | None, str, object]:
+    return translation.get_language(), timezone.get_current_timezone_name(), request_id.get()
+
+
+def change_surroundings() -> None:
+    translation.activate("fr")
+    timezone.activate(ZoneInfo("America/Lima"))
+    request_id.set("of a task")
+
+
+def process_id() -> int:
+    return os.getpid()

@@ -1,0 +1,212 @@
+"""Worker processes when something is wrong: what cannot be pickled, settings, the end of the pool."""
+
+from __future__ import annotations
+
+import contextvars
+import pickle
+import threading
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.test import override_settings
+
+from django_executors import DeadlockError, ProcessPoolExecutor
+
+from . import process_tasks
+from .forking import fork
+from .observers import PostgresObserver
+from .subprocesses import run_python
+
+pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+
+
+@pytest.mark.parametrize(
+    ("submit", "named"),
+    [
+        (lambda pool: pool.submit(lambda: None), "the function of task=.*, a function,"),
+        (lambda pool: pool.submit(print, 1, threading.Lock()), "argument 2 of task=.*, a lock,"),
+        (lambda pool: pool.submit(print, end=threading.Lock()), "argument 'end' of task=.*, a lock,"),
+        (
+            lambda pool: pool.submit(process_tasks.a_lambda),
+            "the result, of type function, of task=tests.process_tasks.a_lambda",
+        ),
+        (
+            lambda pool: pool.submit(process_tasks.raise_unpicklable),
+            "the error of task=tests.process_tasks.raise_unpicklable",
+        ),
+    ],
+    ids=["function", "argument", "keyword", "result", "error"],
+)
+def test_not_picklable(submit: Callable[[Any], Any], named: str, postgres: PostgresObserver) -> None:
+    """Its future says what it is, and the pool goes on."""
+    with ProcessPoolExecutor(1) as pool:
+        with pytest.raises(pickle.PicklingError, match=f"^{named} .*cannot be pickled: "):
+            submit(pool).result(30)
+        assert pool.submit(process_tasks.names).result(30) == []
+        stats = pool.stats()
+        assert (stats.submitted, stats.completed, stats.failed) == (2, 1, 1)
+        assert not postgres.left()
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [(lambda: None, ()), (process_tasks.warm_up, (lambda: None,))],
+    ids=["initializer", "initargs"],
+)
+def test_initializer_that_is_not_picklable(initializer: tuple[Any, Any]) -> None:
+    pool = ProcessPoolExecutor(1, None, *initializer)
+    with pytest.raises(pickle.PicklingError, match=r"^initializer or initargs cannot be pickled: "):
+        pool.submit(process_tasks.names)
+    assert (pool.stats().cancelled, pool.stats().pending) == (1, 0)
+    pool.shutdown()
+
+
+def test_what_a_process_has_of_the_context() -> None:
+    """What can be pickled; what cannot stays behind, and no task has what another one set."""
+
+    def submitted() -> Any:
+        return pool.submit(process_tasks.context)
+
+    def with_values() -> list[Any]:
+        process_tasks.request_id.set(17)
+        with localcontext(prec=5):
+            found = [submitted()]
+        process_tasks.request_id.set(threading.Lock())
+        return [*found, submitted()]
+
+    third = Decimal(1) / Decimal(3)
+    with ProcessPoolExecutor(1, None, process_tasks.warm_up, ("once",)) as pool:
+        futures = [submitted(), *contextvars.copy_context().run(with_values)]
+        pool.submit(process_tasks.set_context).result(30)
+        futures.append(submitted())
+        warm = "once, 0 entries"
+        assert [future.result(30) for future in futures] == [
+            ("unset", warm, third),
+            (17, warm, Decimal("0.33333")),
+            ("unset", warm, third),
+            ("unset", warm, third),
+        ]
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:memorydb_default?mode=memory&cache=shared"])
+def test_sqlite_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, since a worker process would see another, empty one."""
+    monkeypatch.setitem(connections.settings["sqlite"], "NAME", name)
+    with (
+        ProcessPoolExecutor(1) as pool,
+        pytest.raises(ImproperlyConfigured, match=r"'sqlite'.*in memory"),
+    ):
+        pool.submit(process_tasks.names)
+    assert pool.stats().submitted == 0
+
+
+def test_overridden_settings() -> None:
+    """They are this process's; a worker process has those of the module."""
+    with override_settings(USE_TZ=False), ProcessPoolExecutor(1) as pool:
+        assert pool.submit(process_tasks.settings_module).result(30) == "tests.settings tests.settings"
+
+
+SETTINGS = """
+from django.conf import settings
+settings.configure(DATABASES={{}})
+import django
+django.setup()
+from django_executors import ProcessPoolExecutor
+from tests.subprocesses import ROOT
+with ProcessPoolExecutor(1, {method!r}) as pool:
+    try:
+        print(pool.submit(divmod, 7, 2).result(30))
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "printed"),
+    [("spawn", "BrokenProcessPool"), ("forkserver", "BrokenProcessPool"), ("fork", "(3, 1)")],
+)
+def test_settings_of_no_module(method: str, printed: str) -> None:
+    """A worker process cannot have them, but by a fork, and says so."""
+    ended = run_python(SETTINGS.format(method=method), settings=None, warnings="ignore")
+    assert ended.stdout == f"{printed}\n", ended.stderr
+    assert ("settings.configure()" in ended.stderr) is (method != "fork")
+
+
+def test_without_django() -> None:
+    """Without settings it is the standard pool."""
+    code = """
+    from django_executors import ProcessPoolExecutor
+    with ProcessPoolExecutor(1) as pool:
+        print(pool.submit(divmod, 7, 2).result(30))
+    """
+    ended = run_python(code, settings=None)
+    assert (ended.stdout, ended.stderr) == ("(3, 1)\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mp_context": "thread"}, "^mp_context must be a context, or one of .*spawn.*not 'thread'"),
+        ({"max_workers": 0}, "max_workers"),
+        ({"max_tasks_per_child": 0}, "max_tasks_per_child"),
+        ({"max_tasks_per_child": 1, "mp_context": "fork"}, "max_tasks_per_child"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProcessPoolExecutor(**arguments)
+
+
+def test_a_callback_that_waits() -> None:
+    """It would wait for its own thread: that is an error, with the task's name."""
+    errors: list[BaseException] = []
+
+    def wait(_: object) -> None:
+        try:
+            pool.submit(process_tasks.names).result()
+        except DeadlockError as error:
+            errors.append(error)
+
+    with ProcessPoolExecutor(1) as pool:
+        held = pool.submit(process_tasks.names)
+        held.add_done_callback(wait)
+        held.result(30)
+    if errors:  # or the task had ended before the callback was added, which then ran in this thread
+        assert "task=tests.process_tasks.names" in str(errors[0])
+
+
+def test_deadline(postgres: PostgresObserver, caplog: pytest.LogCaptureFixture) -> None:
+    """At the end of `shutdown(timeout=...)` what waits is cancelled, and all that is left is named."""
+    postgres.execute("SELECT pg_advisory_lock(9)")
+    try:
+        pool = ProcessPoolExecutor(1)
+        futures = [pool.submit(process_tasks.lock_and_unlock, 9) for _ in range(6)]
+        pool.shutdown(timeout=0)
+        cancelled = [future for future in futures if future.cancelled()]
+        assert len(cancelled) >= 3
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert f"not_run={len(cancelled)} (tests.process_tasks.lock_and_unlock" in said
+        assert f"running={6 - len(cancelled)} (tests.process_tasks.lock_and_unlock" in said
+    finally:
+        postgres.execute("SELECT pg_advisory_unlock(9)")
+    for future in futures:
+        assert future.cancelled() or future.result(30) is True
+
+
+def test_after_a_fork() -> None:
+    """A pool that was used before a fork is the child's own there; a task of the parent's is not."""
+    pool = ProcessPoolExecutor(1)
+    pool.submit(process_tasks.names).result(30)
+
+    def child() -> None:
+        assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
+        assert pool.stats().submitted == 1
+        pool.shutdown()
+
+    assert fork(child) == (0, "")
+    assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
+    pool.shutdown()
