@@ -169,7 +169,7 @@ def test_what_cannot_be_pickled() -> None:
         "cannot pickle '_thread.lock' object"
     )
     assert result == (
-        f"the result, of type lock, of task={there}.give_a_lock cannot be pickled: "
+        f"the result, a lock, of task={there}.give_a_lock cannot be pickled: "
         "cannot pickle '_thread.lock' object"
     )
 

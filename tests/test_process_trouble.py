@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
         (lambda pool: pool.submit(print, end=threading.Lock()), "argument 'end' of task=.*, a lock,"),
         (
             lambda pool: pool.submit(process_tasks.a_lambda),
-            "the result, of type function, of task=tests.process_tasks.a_lambda",
+            "the result, a function, of task=tests.process_tasks.a_lambda",
         ),
         (
             lambda pool: pool.submit(process_tasks.raise_unpicklable),

@@ -8,6 +8,7 @@
 - `_call_queue`, a `multiprocessing.Queue`, in which the manager thread puts a few tasks more than there
   are workers. In a worker, `get` is called between two tasks: what it keeps is let go here, before it
   waits. In the parent, `_on_queue_feeder_error` gets what could not be pickled.
+- `_result_queue`, a `multiprocessing.SimpleQueue`, in which a worker puts each task's outcome.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pickle
 import queue
 import threading
 from concurrent.futures import process
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import release
 
+from .bound import Bound
 from .processfuture import ProcessFuture
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ class CallQueue(process._SafeQueue):
     """The tasks that workers take. One that waits at it holds no connection."""
 
     #: Nothing bounds it: the standard pool does that.
-    bound = None
+    bound: Bound | None = None
     #: How many workers keep connections for a task that is queued; shared by all processes.
     keepers: Any
     #: How many tasks workers have taken; shared, and guarded by the lock of `keepers`.
@@ -152,6 +155,25 @@ class CallQueue(process._SafeQueue):
         if isinstance(obj, process._CallItem):
             self.announce(-1)
         super()._on_queue_feeder_error(_named(e, obj) if isinstance(obj, process._CallItem) else e, obj)
+
+
+class ResultQueue(SimpleQueue[Any]):
+    """The outcomes that workers send."""
+
+    def put(self, obj: Any) -> None:
+        try:
+            super().put(obj)
+        except Exception as error:
+            if not isinstance(obj, process._ResultItem) or obj.result is None:
+                raise
+            # The standard worker sends this error in the outcome's place.
+            result, failed, *seconds = obj.result
+            worker = current_holder().worker
+            worker.give_back(*seconds)
+            what = "error" if failed else f"result, a {type(result).__qualname__},"
+            raise pickle.PicklingError(
+                f"the {what} of task={task_name(worker.fn)} cannot be pickled: {error}"
+            ) from error
 
 
 def _named(error: Exception, item: Any) -> Exception:

@@ -13,11 +13,10 @@ from typing import Any, cast
 
 from django_executors.lifecycle import context, databases, forking, guard, portable
 from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.naming import task_name
 
 from .base import run_task
 from .callqueue import CallQueue
-from .processfuture import Received
+from .processfuture import Outcome
 from .stats import Tally
 
 
@@ -63,7 +62,7 @@ def _dumps(what: str, value: object) -> bytes:
 class ProcessWorker(Tally):
     """The one worker of this process, and the task that it has taken."""
 
-    __slots__ = ("_tasks_left", "failed_fn", "keeps", "queued_at")
+    __slots__ = ("_tasks_left", "failed_fn", "fn", "keeps", "queued_at")
 
     def __init__(self, max_tasks: int | None) -> None:
         super().__init__()
@@ -71,6 +70,7 @@ class ProcessWorker(Tally):
         #: Whether it is one of the call queue's keepers.
         self.keeps = False
         self.queued_at = 0.0
+        self.fn: Any = None
         self.failed_fn: Any = None
 
     @property
@@ -86,7 +86,8 @@ class ProcessWorker(Tally):
     def is_of(self, work: object) -> bool:
         return False
 
-    def take(self, queued_at: float) -> None:
+    def take(self, fn: Callable[..., Any], queued_at: float) -> None:
+        self.fn = fn
         self.queued_at = queued_at
         if self._tasks_left is not None:
             self._tasks_left -= 1
@@ -100,6 +101,11 @@ class ProcessWorker(Tally):
         seconds = self.queue_seconds, self.run_seconds
         self.queue_seconds = self.run_seconds = 0.0
         return seconds
+
+    def give_back(self, queue_seconds: float, run_seconds: float) -> None:
+        """They were not sent."""
+        self.queue_seconds += queue_seconds
+        self.run_seconds += run_seconds
 
 
 def begin(start: Start) -> None:
@@ -126,49 +132,27 @@ def begin(start: Start) -> None:
 _queues: list[CallQueue] = []
 
 
-class Outcome:
-    """A task's result or error, on its way to the parent, with what the worker has done until then."""
-
-    def __init__(self, fn: Callable[..., Any], value: object, *, failed: bool) -> None:
-        self._fn = fn
-        self._value = value
-        self._failed = failed
-
-    def __reduce__(self) -> Any:
-        try:
-            value = bytes(ForkingPickler.dumps(self._value))
-        except Exception as error:
-            what = "error" if self._failed else f"result, of type {type(self._value).__qualname__},"
-            raise pickle.PicklingError(
-                f"the {what} of task={task_name(self._fn)} cannot be pickled: {error}"
-            ) from error
-        # In a plain tuple, which is pickled in no time.
-        return _receive, (value, self._failed, *current_holder().worker.take_seconds())
-
-
-def _receive(value: bytes, failed: bool, *seconds: float) -> Received:
-    return Received(pickle.loads(value), failed, *seconds)
-
-
 def run(
     carried: portable.Carried, queued_at: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Outcome:
-    """Run one task in this process, and let go of what it opened before its result is sent.
+    """Run one task in this process, and let go of what it opened before its outcome is sent.
 
     Args:
         carried: what of its submitter's context could be pickled.
         queued_at: by `time.monotonic()`, which all processes of a machine share.
     """
     holder = current_holder()
-    holder.worker.take(queued_at)
+    worker: ProcessWorker = holder.worker
+    worker.take(fn, queued_at)
     inherited = portable.unpack(holder, carried)
+    failed = False
     try:
-        result = run_task(_queues[-1], inherited, fn, *args, **kwargs)  # type: ignore[arg-type]
+        result = run_task(_queues[-1], inherited, fn, *args, **kwargs)
     except BaseException as error:  # noqa: BLE001 - it is the future's
+        failed = True
         # A private class of the standard pool's: it gives the traceback as a text.
-        with_traceback = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
-        return Outcome(fn, with_traceback, failed=True)
-    return Outcome(fn, result, failed=False)
+        result = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
+    return result, failed, *worker.take_seconds()
 
 
 class InChunks:

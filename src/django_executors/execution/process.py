@@ -19,7 +19,7 @@ from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
 from . import child, inline, living, mapping
-from .callqueue import CallQueue, WorkIds
+from .callqueue import CallQueue, ResultQueue, WorkIds
 from .ending import end
 from .executor import Executor
 from .immediate import ImmediateExecutor
@@ -90,6 +90,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         super().__init__(max_workers, mp_context, max_tasks_per_child=self._max_tasks)
         # Private names of the standard class's.
         standard = vars(self)
+        standard["_result_queue"].__class__ = ResultQueue
         self._calls = CallQueue.take_over(standard["_call_queue"], mp_context)
         work = ProcessWork(self._name, self._calls)
         standard["_initializer"] = child.begin

@@ -16,7 +16,7 @@ from django_executors.lifecycle.naming import task_name
 
 from .callqueue import CallQueue
 from .futures import give_up
-from .processfuture import ProcessFuture, Received
+from .processfuture import ProcessFuture
 from .stats import ExecutorStats, Tally
 from .work import Work
 
@@ -57,11 +57,11 @@ class ProcessWork(Work):
             else:
                 self._remote.completed += 1
 
-    def note(self, received: Received) -> None:
+    def note(self, queue_seconds: float, run_seconds: float) -> None:
         """A worker has told for how long its tasks have been queued and have run."""
         with self._lock:
-            self._remote.queue_seconds += received.queue_seconds
-            self._remote.run_seconds += received.run_seconds
+            self._remote.queue_seconds += queue_seconds
+            self._remote.run_seconds += run_seconds
 
     def note_cancelled(self, future: Any) -> None:
         super().note_cancelled(future)
