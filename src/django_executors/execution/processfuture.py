@@ -37,25 +37,24 @@ class ProcessFuture(TaskFuture[R]):
     def set_result(self, result: Any) -> None:
         outcome: Outcome = result
         value, failed, *seconds = outcome
-        if self.work is not None:
-            self.work.note(*seconds)
         if failed:
-            self.set_exception(value)
+            self._fail(value, *seconds)
             return
         del self.failed_fn
-        self._note_ended(failed=False)
+        if self.work is not None:
+            self.work.note_ended(False, *seconds)
         super().set_result(value)
 
     def set_exception(self, exception: BaseException | None) -> None:
         # The pool broke: its tasks in the queue fail too.
         if not self.running() and not self.set_running_or_notify_cancel():
             return
-        self._note_ended(failed=True)
-        super().set_exception(exception)
+        self._fail(exception)
 
-    def _note_ended(self, *, failed: bool) -> None:
+    def _fail(self, error: BaseException | None, *seconds: float) -> None:
         if self.work is not None:
-            self.work.note_ended(failed=failed)
+            self.work.note_ended(True, *seconds)
+        super().set_exception(error)
 
     def _invoke_callbacks(self) -> None:
         # A private name of the standard class's: called when the result is there, and so when no

@@ -50,18 +50,16 @@ class ProcessWork(Work):
         with self._lock:
             self._remote.begun += 1
 
-    def note_ended(self, *, failed: bool) -> None:
+    def note_ended(self, failed: bool, queue_seconds: float = 0.0, run_seconds: float = 0.0) -> None:
+        """A task has ended; its worker told for how long tasks have been queued, and have run."""
+        remote = self._remote
         with self._lock:
+            remote.queue_seconds += queue_seconds
+            remote.run_seconds += run_seconds
             if failed:
-                self._remote.failed += 1
+                remote.failed += 1
             else:
-                self._remote.completed += 1
-
-    def note(self, queue_seconds: float, run_seconds: float) -> None:
-        """A worker has told for how long its tasks have been queued and have run."""
-        with self._lock:
-            self._remote.queue_seconds += queue_seconds
-            self._remote.run_seconds += run_seconds
+                remote.completed += 1
 
     def note_cancelled(self, future: Any) -> None:
         super().note_cancelled(future)

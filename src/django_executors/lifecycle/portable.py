@@ -32,7 +32,8 @@ _places: dict[contextvars.ContextVar[object], tuple[str, str] | None] = {
 def pack() -> Carried:
     """Return what of the calling thread's context can be pickled."""
     found: list[Callable[[], object]] = context.activated()
-    if (precision := variables.precision.get(None)) is not None:
+    precision = variables.precision.get(None)
+    if precision is not None and not _is_as_made(precision):
         found.append(partial(decimal.setcontext, precision))
     for variable, value in contextvars.copy_context().items():
         if variable not in _places:
@@ -55,6 +56,19 @@ def unpack(holder: Holder, carried: Carried) -> contextvars.Context:
     inherited = holder.context.copy()
     inherited.run(context.changes_to_come.set, changes)
     return inherited
+
+
+def _is_as_made(precision: decimal.Context) -> bool:
+    made = decimal.DefaultContext
+    return (
+        precision.prec == made.prec
+        and precision.rounding == made.rounding
+        and precision.traps == made.traps
+        and precision.Emax == made.Emax
+        and precision.Emin == made.Emin
+        and precision.capitals == made.capitals
+        and precision.clamp == made.clamp
+    )
 
 
 def _find(variable: contextvars.ContextVar[object]) -> tuple[str, str] | None:
