@@ -95,6 +95,17 @@ def test_lets_go_before_it_resolves(method: str, postgres: PostgresObserver) -> 
         )
 
 
+def test_another_worker_takes_the_task(postgres: PostgresObserver) -> None:
+    """The worker that has kept its connection for that task lets go, though no other task comes."""
+    with ProcessPoolExecutor(2) as pool:
+        for _ in range(60):
+            for future in [pool.submit(process_tasks.server_pids) for _ in range(3)]:
+                future.result(30)
+            assert not postgres.left()
+        assert pool._calls.keepers.value == 0
+    assert pool.stats().connections_opened == pool.stats().connections_closed
+
+
 def test_dirty(postgres: PostgresObserver) -> None:
     """An open transaction is rolled back, and the next task has a new session."""
     with ProcessPoolExecutor(1) as pool:

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.test import override_settings
 
-from django_executors import DeadlockError, ProcessPoolExecutor
+from django_executors import DeadlockError, ExecutorError, ProcessPoolExecutor
 
 from . import process_tasks
 from .forking import fork
@@ -197,16 +197,21 @@ def test_deadline(postgres: PostgresObserver, caplog: pytest.LogCaptureFixture) 
         assert future.cancelled() or future.result(30) is True
 
 
-def test_after_a_fork() -> None:
+def test_after_a_fork(postgres: PostgresObserver) -> None:
     """A pool that was used before a fork is the child's own there; a task of the parent's is not."""
     pool = ProcessPoolExecutor(1)
-    pool.submit(process_tasks.names).result(30)
+    postgres.execute("SELECT pg_advisory_lock(10)")
+    held = pool.submit(process_tasks.lock_and_unlock, 10)
 
     def child() -> None:
+        with pytest.raises(ExecutorError, match="belongs to the parent"):
+            held.result(30)
         assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
         assert pool.stats().submitted == 1
         pool.shutdown()
 
     assert fork(child) == (0, "")
+    postgres.execute("SELECT pg_advisory_unlock(10)")
+    assert held.result(30) is True
     assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
     pool.shutdown()
