@@ -19,6 +19,7 @@ from django.utils import timezone  # noqa: E402
 
 from tests.django_tasks_of_ours import InvalidTask, TaskResultDoesNotExist  # noqa: E402
 from tests.outgrown import jobs  # noqa: E402
+from tests.testapp.models import Entry  # noqa: E402
 
 
 def finished(result: Any) -> Any:
@@ -43,7 +44,10 @@ except TaskResultDoesNotExist:
     rolled_back = "never enqueued"
 due = timezone.now() + timedelta(seconds=1)
 try:
-    deferred = str(finished(jobs.add_entry.using(run_after=due).enqueue("a later one")).status)
+    later = jobs.add_entry.using(run_after=due).enqueue("a later one")
+    # Its result is not asked for before: while RQ's scheduler moves a job, django-tasks-rq finds none.
+    assert wait_until(Entry.objects.filter(name="a later one").exists, within=40)
+    deferred = str(finished(later).status)
 except InvalidTask:
     deferred = "refused"
 backend = jobs.add_entry.get_backend()
