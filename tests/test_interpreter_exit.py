@@ -153,10 +153,11 @@ def test_installed_app(thread: str, postgres: PostgresObserver) -> None:
         assert wait_until(all_connections, lambda found: not found) == ()
         only_main = lambda: threading.enumerate() == [threading.main_thread()]
         print(wait_until(only_main))
-        print(Entry.objects.raw(
+        left = lambda: Entry.objects.raw(
             "SELECT 1 AS id, count(*) AS left FROM pg_stat_activity "
             "WHERE datname = 'app' AND pid <> pg_backend_pid()"
-        )[0].left)
+        )[0].left
+        print(wait_until(left, lambda count: not count))
         """,
         settings=WITH_APP,
     )
