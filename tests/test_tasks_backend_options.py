@@ -9,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from . import django_tasks_of_ours as tasks
 from .django_tasks_of_ours import default_task_backend, with_options
+from .subprocesses import run_python
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,25 @@ def test_no_such_executor() -> None:
         with pytest.raises(ImproperlyConfigured, match="EXECUTORS has no alias 'nowhere'"):
             tasks.noop.enqueue()
     assert default_task_backend.check() == []
+
+
+def test_checked_without_an_import() -> None:
+    """The app in INSTALLED_APPS is enough, on Django 5.2 with that of `django-tasks`."""
+    code = """
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+    from django.core.management.base import SystemCheckError
+
+    apps = ["django_executors"] if django.VERSION >= (6, 0) else ["django_executors", "django_tasks"]
+    backend = "django_executors.backends.ExecutorBackend"
+    tasks = {"default": {"BACKEND": backend, "OPTIONS": {"executor": "mails"}}}
+    settings.configure(INSTALLED_APPS=apps, TASKS=tasks)
+    django.setup()
+    try:
+        call_command("check")
+    except SystemCheckError as error:
+        print("django_executors.E003" in str(error))
+    """
+    ended = run_python(code, settings=None, warnings="ignore")
+    assert ended.stdout == "True\n", ended.stderr

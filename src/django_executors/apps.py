@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 from django.apps import AppConfig
 from django.core.checks import Tags, register
 
@@ -19,3 +22,6 @@ class DjangoExecutorsConfig(AppConfig):
         for check in (checks.check_settings, checks.check_sizes, checks.check_greenlets):
             register(check, "executors")
         register(checks.check_servers, Tags.database)
+        # Which has the checks of TASKS registered, before they run: a view's import would be too late.
+        with contextlib.suppress(ImportError):  # Django 5.2
+            importlib.import_module("django.tasks")
