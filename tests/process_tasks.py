@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextvars
 import os
 import signal
+import threading
 from concurrent.futures import Future
 from decimal import Decimal, getcontext
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -16,6 +18,7 @@ from django.utils import timezone, translation
 from .cache_clients import connection_of
 from .forking import server_pid
 from .testapp.models import Entry
+from .waiting import wait_until
 
 #: What a submitter sets, and what an initializer does.
 request_id: contextvars.ContextVar[object] = contextvars.ContextVar("request_id", default="unset")
@@ -81,6 +84,10 @@ def settings_module() -> str:
     return f"{settings.SETTINGS_MODULE} {os.environ['DJANGO_SETTINGS_MODULE']}"
 
 
+def a_lock() -> object:
+    return threading.Lock()
+
+
 def a_lambda() -> object:
     return lambda: None
 
@@ -100,12 +107,17 @@ def query_in_a_callback(_: Future[object]) -> None:
     server_pid("default")
 
 
-def lock_and_unlock(number: int) -> bool:
-    """Wait for an advisory lock that the test holds."""
+def wait_for_unlock(number: int) -> bool:
+    """Return when nobody holds this advisory lock, in whatever database of the server."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [number])
-        cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
-        return bool(cursor.fetchone()[0])
+        cursor.execute(
+            f"""DO $$ BEGIN
+            WHILE EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = {number:d}) LOOP
+                PERFORM pg_sleep(0.01);
+            END LOOP;
+            END $$"""
+        )
+    return True
 
 
 class Odd(Exception):
@@ -138,3 +150,36 @@ def change_surroundings() -> None:
 
 def process_id() -> int:
     return os.getpid()
+
+
+def process_id_of(_: object) -> int:
+    return os.getpid()
+
+
+def database_of(_: object) -> str:
+    return database()
+
+
+def wait_for_a_file(path: str) -> None:
+    """Return when somebody has made it, after a minute at most."""
+    wait_until(Path(path).exists, within=60)
+
+
+def append_a_line(path: str) -> None:
+    with Path(path).open("a") as calls:
+        calls.write("called\n")
+
+
+class Stays:
+    """What can be pickled, and unpickled nowhere else."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["_pid"] != os.getpid():
+            raise LookupError("it stays where it was made")
+
+
+def give_what_stays() -> Stays:
+    return Stays()

@@ -116,11 +116,25 @@ class Proxy:
             if not accepted:
                 link.close()
 
+    def note(self, data: bytes) -> None:
+        """It passes on what somebody has said."""
+
     def may_pass(self, link: _Link) -> bool:
         """Wait until the network flows; return False if it has broken."""
         with self._changed:
             self._changed.wait_for(lambda: link.broken or not (link.forgotten or self._stalled))
             return not link.broken
+
+
+class Recorder(Proxy):
+    """Keeps what was said."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.said = bytearray()
+        super().__init__(host, port)
+
+    def note(self, data: bytes) -> None:
+        self.said += data
 
 
 class _Link:
@@ -159,6 +173,7 @@ class _Link:
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while (data := one.recv(65536)) and self._proxy.may_pass(self):
+                self._proxy.note(data)
                 other.sendall(data)
         if self._proxy.may_pass(self):
             with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""What holds for every executor: in the caller's thread, in threads and in processes.
+"""What holds for every executor: in the caller's thread, in threads, in processes and on a cluster.
 
-| | ImmediateExecutor | ThreadPoolExecutor | ProcessPoolExecutor |
+| | ImmediateExecutor | ThreadPoolExecutor | ProcessPoolExecutor, DaskExecutor |
 |---|---|---|---|
 | a task runs | in the caller's thread | in one of the pool's | in another process |
 | its connection is | the caller's | the worker's | the worker's |
@@ -24,6 +24,7 @@ from django.db import connection, transaction
 from django.utils import timezone, translation
 
 from django_executors import ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from django_executors.dask import DaskExecutor
 from django_executors.testing import run_inline
 
 from . import process_tasks as tasks
@@ -37,6 +38,7 @@ EXECUTORS: dict[str, Callable[[], Any]] = {
     "immediate": ImmediateExecutor,
     "thread": lambda: ThreadPoolExecutor(1),
     "process": lambda: ProcessPoolExecutor(1),
+    "dask": lambda: DaskExecutor(n_workers=1, threads_per_worker=1),
 }
 LOCK = 17
 
@@ -69,7 +71,7 @@ def held(kind: str, pool: Any, postgres: PostgresObserver) -> Iterator[concurren
     if kind == "immediate":
         pytest.skip("nothing waits")
     postgres.execute("SELECT pg_advisory_lock(%s)", LOCK)
-    future = pool.submit(tasks.lock_and_unlock, LOCK)
+    future = pool.submit(tasks.wait_for_unlock, LOCK)
     yield future
     postgres.execute("SELECT pg_advisory_unlock_all()")
     assert future.result(30) is True
@@ -201,7 +203,7 @@ def test_connections(kind: str, pool: Any, postgres: PostgresObserver) -> None:
         assert wait_until(postgres.backends, lambda pids: pids == {own}) == {own}
     process, session = pool.submit(tasks.server_pids).result(30)
     assert (session == own) is (kind == "immediate")
-    assert (process == os.getpid()) is (kind != "process")
+    assert (process == os.getpid()) is (kind in {"immediate", "thread"})
     assert tasks.server_pid("default") == own
 
 

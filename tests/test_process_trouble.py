@@ -184,13 +184,13 @@ def test_deadline(postgres: PostgresObserver, caplog: pytest.LogCaptureFixture) 
     postgres.execute("SELECT pg_advisory_lock(9)")
     try:
         pool = ProcessPoolExecutor(1)
-        futures = [pool.submit(process_tasks.lock_and_unlock, 9) for _ in range(6)]
+        futures = [pool.submit(process_tasks.wait_for_unlock, 9) for _ in range(6)]
         pool.shutdown(timeout=0)
         cancelled = [future for future in futures if future.cancelled()]
         assert len(cancelled) >= 3
         (said,) = [record.getMessage() for record in caplog.records]
-        assert f"not_run={len(cancelled)} (tests.process_tasks.lock_and_unlock" in said
-        assert f"running={6 - len(cancelled)} (tests.process_tasks.lock_and_unlock" in said
+        assert f"not_run={len(cancelled)} (tests.process_tasks.wait_for_unlock" in said
+        assert f"running={6 - len(cancelled)} (tests.process_tasks.wait_for_unlock" in said
     finally:
         postgres.execute("SELECT pg_advisory_unlock(9)")
     for future in futures:
@@ -201,7 +201,7 @@ def test_after_a_fork(postgres: PostgresObserver) -> None:
     """A pool that was used before a fork is the child's own there; a task of the parent's is not."""
     pool = ProcessPoolExecutor(1)
     postgres.execute("SELECT pg_advisory_lock(10)")
-    held = pool.submit(process_tasks.lock_and_unlock, 10)
+    held = pool.submit(process_tasks.wait_for_unlock, 10)
 
     def child() -> None:
         with pytest.raises(ExecutorError, match="belongs to the parent"):

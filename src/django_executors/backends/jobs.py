@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import threading
 from concurrent.futures import CancelledError, Future
-from traceback import format_exception
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.dispatch import Signal
 from django.utils import timezone
 
-from .compat import BaseTaskBackend, base, normalize_json, signals
+from . import remote
+from .compat import BaseTaskBackend, base, signals
 from .results import Results, copied
 
 if TYPE_CHECKING:
@@ -36,53 +35,49 @@ class Job:
         self._change(enqueued_at=timezone.now())
         self._send(signals.task_enqueued)
 
+    def __reduce__(self) -> Any:
+        # Another process has neither the results nor who listens to the signals.
+        return remote.reduced(self.result)
+
     def __call__(self) -> None:
-        now = timezone.now()
         try:
-            self._change(
-                status=base.TaskResultStatus.RUNNING,
-                started_at=now,
-                last_attempted_at=now,
-                worker_ids=[f"{os.getpid()}-{threading.current_thread().name}"[-64:]],
-            )
-            self._send(signals.task_started)
-            value = normalize_json(self._call())
+            self._begin(timezone.now(), remote.worker_id())
+            changes = remote.succeeded(remote.call(self.result))
         except BaseException as error:
-            self._fail(error)
+            self._finish(**remote.failed(error))
             if isinstance(error, KeyboardInterrupt):
                 raise
         else:
-            self._finish(status=base.TaskResultStatus.SUCCESSFUL, _return_value=value)
+            self._finish(**changes)
 
     def note_end(self, future: Future[Any]) -> None:
-        """The future is done: say what became of a task that did not run."""
+        """The future is done: say what became of a task that did not run, or ran in another process."""
         if self.result.is_finished or self.result.status == base.TaskResultStatus.RUNNING:
             return
         if future.cancelled():
             if self.result.enqueued_at is None:  # rolled back
                 self._results.discard(self.result.id)
             else:
-                self._fail(CancelledError("the executor was shut down before the task began"))
-        elif (error := future.exception()) is not None:
-            self._fail(error)
+                error = CancelledError("the executor was shut down before the task began")
+                self._finish(**remote.failed(error))
+        elif (failed := future.exception()) is not None:
+            self._finish(**remote.failed(failed))
+        elif (ran := future.result()) is not None:
+            began, where, ended, changes = ran
+            self._begin(began, where)
+            self._finish(ended, **changes)
 
-    def _call(self) -> Any:
-        result = copied(self.result)
-        context: tuple[base.TaskContext[..., Any], ...] = (
-            (base.TaskContext(task_result=result),) if result.task.takes_context else ()
+    def _begin(self, now: datetime, where: str) -> None:
+        self._change(
+            status=base.TaskResultStatus.RUNNING,
+            started_at=now,
+            last_attempted_at=now,
+            worker_ids=[where],
         )
-        return result.task.call(*context, *result.args, **result.kwargs)
+        self._send(signals.task_started)
 
-    def _fail(self, error: BaseException) -> None:
-        kind = type(error)
-        found = base.TaskError(
-            exception_class_path=f"{kind.__module__}.{kind.__qualname__}",
-            traceback="".join(format_exception(error)),
-        )
-        self._finish(status=base.TaskResultStatus.FAILED, errors=[found])
-
-    def _finish(self, **changes: Any) -> None:
-        self._change(finished_at=timezone.now(), **changes)
+    def _finish(self, now: datetime | None = None, **changes: Any) -> None:
+        self._change(finished_at=now or timezone.now(), **changes)
         self._send(signals.task_finished)
 
     def _send(self, signal: Signal) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import pickle
 import queue
 import threading
 from concurrent.futures import process
@@ -25,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from django_executors.lifecycle.counting import SharedCounts
 from django_executors.lifecycle.holder import Holder, current_holder
-from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.release import release
 
+from . import pickling
 from .bound import Bound
-from .processfuture import ProcessFuture
+from .remotefuture import RemoteFuture
 
 if TYPE_CHECKING:
     from .processwork import ProcessWork
@@ -49,7 +48,7 @@ class WorkIds(queue.Queue[int]):
     def put(self, item: int, block: bool = True, timeout: float | None = None) -> None:
         work_item = self._items[item]
         future = work_item.future
-        future.__class__ = ProcessFuture
+        future.__class__ = RemoteFuture
         # Its arguments begin with those of `child.run`.
         _, future.queued_at, future.failed_fn = work_item.args[:3]
         future.work = self._work
@@ -154,7 +153,9 @@ class CallQueue(process._SafeQueue):
     def _on_queue_feeder_error(self, e: Exception, obj: Any) -> None:
         if isinstance(obj, process._CallItem):
             self.announce(-1)
-        super()._on_queue_feeder_error(_named(e, obj) if isinstance(obj, process._CallItem) else e, obj)
+            _, _, fn, *args = obj.args  # those of `child.run`
+            e = pickling.of_call(e, ForkingPickler.dumps, fn, args, obj.kwargs)
+        super()._on_queue_feeder_error(e, obj)
 
 
 class ResultQueue(SimpleQueue[Any]):
@@ -170,26 +171,4 @@ class ResultQueue(SimpleQueue[Any]):
             result, failed, *seconds = obj.result
             worker = current_holder().worker
             worker.give_back(*seconds)
-            what = "error" if failed else f"result, a {type(result).__qualname__},"
-            raise pickle.PicklingError(
-                f"the {what} of task={task_name(worker.fn)} cannot be pickled: {error}"
-            ) from error
-
-
-def _named(error: Exception, item: Any) -> Exception:
-    """Return an error that says what of this task cannot be pickled."""
-    _, _, fn, *arguments = item.args
-    parts = [("the function", fn)]
-    parts += [(f"argument {place}", value) for place, value in enumerate(arguments, 1)]
-    parts += [(f"argument {name!r}", value) for name, value in item.kwargs.items()]
-    for part, value in parts:
-        try:
-            ForkingPickler.dumps(value)
-        except Exception:  # noqa: BLE001 - of whatever class
-            named = pickle.PicklingError(
-                f"{part} of task={task_name(fn)}, a {type(value).__qualname__}, cannot be pickled: "
-                f"{error}"
-            )
-            named.__cause__ = error
-            return named
-    return error
+            raise pickling.of_outcome(error, worker.fn, result, failed=failed) from error

@@ -16,7 +16,7 @@ from django_executors.lifecycle.holder import current_holder
 
 from .base import run_task
 from .callqueue import CallQueue
-from .processfuture import Outcome
+from .remotefuture import Outcome
 from .stats import Tally
 
 

@@ -16,9 +16,9 @@ class ConnectionCounts:
         self._lock = threading.RLock()
         self._counted: Counter[str] = Counter()
 
-    def add(self, what: str) -> None:
+    def add(self, what: str, times: int = 1) -> None:
         with self._lock:
-            self._counted[what] += 1
+            self._counted[what] += times
 
     def read(self) -> Counter[str]:
         """Return all of them, as they were at one moment."""
@@ -38,9 +38,9 @@ class SharedCounts(ConnectionCounts):
         self._shared_lock = context.RLock()
         self._shared: Any = context.RawArray("q", len(self._NAMES))
 
-    def add(self, what: str) -> None:
+    def add(self, what: str, times: int = 1) -> None:
         with self._shared_lock:
-            self._shared[self._NAMES.index(what)] += 1
+            self._shared[self._NAMES.index(what)] += times
 
     def read(self) -> Counter[str]:
         return Counter(dict(zip(self._NAMES, self._shared, strict=True)))

@@ -7,7 +7,8 @@ one, in the memory of the test's process.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import django
@@ -49,6 +50,77 @@ def settings_module() -> str | None:
     return getattr(found, "SETTINGS_MODULE", None)
 
 
+class Withheld:
+    """Stands for a value that another process has to take from its own settings."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Withheld)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def without_secrets(databases: Databases) -> Databases:
+    """Return these without passwords and what else Django hides in its error reports."""
+    from django.views.debug import SafeExceptionReporterFilter
+
+    def withheld(key: object, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: withheld(name, each) for name, each in value.items()}
+        hides = isinstance(key, str) and SafeExceptionReporterFilter.hidden_settings.search(key)
+        return Withheld() if value and hides else value
+
+    return {alias: withheld(None, database) for alias, database in databases.items()}
+
+
+def set_up_once(module: str | None, load: Callable[[], Databases]) -> None:
+    """Set Django up in the calling process, with these databases and the passwords of its own settings.
+
+    Args:
+        load: gives the databases, when it is known where what they refer to is.
+
+    Raises:
+        ImproperlyConfigured: it cannot be done, or is set up otherwise.
+    """
+    with _lock:
+        if module is not None and not settings.configured:
+            os.environ["DJANGO_SETTINGS_MODULE"] = module
+        wanted = load()
+        for alias, database in wanted.items():
+            _complete(f"DATABASES[{alias!r}]", database, connections.settings.get(alias, {}))
+        if not apps.ready:
+            set_up(module, wanted)
+            return
+        if settings_module() != module:
+            raise ImproperlyConfigured(
+                f"it has the settings of {settings_module()}, and the tasks are to run with {module}"
+            )
+        if differing := _differing(wanted):
+            raise ImproperlyConfigured(f"it has other databases than the tasks are for: {differing}")
+
+
+_lock = threading.Lock()
+
+
+def _complete(where: str, database: dict[str, Any], own: Mapping[str, Any]) -> None:
+    for name, value in database.items():
+        if isinstance(value, dict):
+            _complete(f"{where}[{name!r}]", value, own.get(name, {}))
+        elif isinstance(value, Withheld):
+            if not own.get(name):
+                raise ImproperlyConfigured(
+                    f"{where}[{name!r}] is not in its own settings, and is not sent by others"
+                )
+            database[name] = own[name]
+
+
+def _differing(databases: Databases) -> list[str]:
+    return sorted(
+        alias
+        for alias in {*databases, *connections.settings}
+        if connections.settings.get(alias) != databases.get(alias)
+    )
+
+
 def set_up(module: str | None, databases: Databases) -> None:
     """Set Django up in the calling process, with these databases.
 
@@ -71,12 +143,7 @@ def set_up(module: str | None, databases: Databases) -> None:
         held.update(database)
     if not apps.ready:
         django.setup()
-    if connections.settings != databases:  # an AppConfig may have changed them
-        differing = [
-            alias
-            for alias in {*databases, *connections.settings}
-            if connections.settings.get(alias) != databases.get(alias)
-        ]
+    if differing := _differing(databases):  # an AppConfig may have changed them
         raise ImproperlyConfigured(
-            f"A worker process would use other databases than its parent: {sorted(differing)}"
+            f"A worker process would use other databases than its parent: {differing}"
         )

@@ -13,7 +13,7 @@ from django_executors.lifecycle.scope import ConnectionScope
 from .futures import TaskFuture
 
 if TYPE_CHECKING:
-    from .processwork import ProcessWork
+    from .remotework import RemoteWork
 
 R = TypeVar("R")
 
@@ -23,10 +23,10 @@ R = TypeVar("R")
 Outcome = tuple[Any, bool, float, float]
 
 
-class ProcessFuture(TaskFuture[R]):
-    """What the standard pool's manager thread settles; what its callbacks open is closed there."""
+class RemoteFuture(TaskFuture[R]):
+    """What one thread of its executor settles; what its callbacks open is closed there."""
 
-    work: ProcessWork | None
+    work: RemoteWork | None
 
     def set_running_or_notify_cancel(self) -> bool:
         begins = super().set_running_or_notify_cancel()
@@ -82,7 +82,7 @@ class _Callbacks(ConnectionScope):
 
     __slots__ = ("_work",)
 
-    def __init__(self, work: ProcessWork) -> None:
+    def __init__(self, work: RemoteWork) -> None:
         self._work = work
 
     def __enter__(self) -> None:

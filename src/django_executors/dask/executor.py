@@ -1,0 +1,225 @@
+"""The executor whose workers are those of a Dask cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import distributed
+
+from django_executors.arguments import check_timeout
+from django_executors.execution import inline, living
+from django_executors.execution.ending import end
+from django_executors.execution.executor import Executor
+from django_executors.execution.immediate import ImmediateExecutor
+from django_executors.execution.stats import ExecutorStats
+from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.transactions import warn_if_open
+
+from . import setup
+from .link import ClusterWork, Link
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_numbers = itertools.count()
+
+#: For how many seconds a task of an own cluster waits when all workers have died, and none comes back.
+_NO_WORKERS_TIMEOUT = 30.0
+
+
+class DaskExecutor(Executor):
+    """Run calls on a Dask cluster, on as many machines as it has.
+
+    When you would want it: one machine is not enough, or a cluster is there. For one machine a
+    `ProcessPoolExecutor` is faster, and needs no scheduler.
+
+    What is true of a `ProcessPoolExecutor` is true here: what travels is pickled, Django is set up in
+    each worker, with the databases that this process uses, before anything of the tasks' is unpickled,
+    and a task has its submitter's language, time zone, URLconf and script prefix, and those contextvars
+    that are a module's attribute and whose value can be pickled. Passwords do not travel: a worker
+    takes them from its own settings. What a task opened, on every alias, is closed before its future
+    resolves. Done-callbacks run in one thread of this process's, and what they open is closed there.
+
+    What is different: when a worker dies, Dask runs its tasks again on another one. So **a task may run
+    twice**, and so may one whose result was in that worker's memory. The future of a task whose workers
+    died some times in a row gets `distributed.KilledWorker`. While a cluster has no worker at all, tasks
+    wait for one: as long as the scheduler's setting `distributed.scheduler.no-workers-timeout` says, by
+    default for ever; 30 seconds on a cluster of one's own.
+
+    Nothing connects, and no process starts, before the first `submit`. When the connection to the
+    scheduler is lost, each future gets a `BrokenExecutor`, and the next `submit` connects anew.
+
+    Args:
+        address: of the scheduler, as in "tcp://10.0.0.1:8786". Default None: a cluster of this
+            process's own, on this machine's loopback interface, which ends with the executor.
+        security: a `distributed.Security`, or a dict of its arguments: TLS. Without it, whoever
+            reaches the scheduler, or a worker, runs code there.
+        n_workers: worker processes of the own cluster; default: by the number of processors.
+        threads_per_worker: threads of each; default: by the number of processors.
+        dashboard_address: where the own cluster shows Dask's dashboard, as in "127.0.0.1:8787", which
+            needs `bokeh`. Default None: nowhere.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a number is below 1, or what is for an own cluster is given with an address.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        security: distributed.Security | Mapping[str, Any] | None = None,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        dashboard_address: str | None = None,
+    ) -> None:
+        own = {
+            "n_workers": n_workers,
+            "threads_per_worker": threads_per_worker,
+            "dashboard_address": dashboard_address,
+        }
+        _check(address, security, own)
+        if isinstance(security, Mapping):
+            security = distributed.Security(**security)
+        self._address = address
+        self._own = own
+        self._security = security
+        self._name = f"DaskExecutor-{next(_numbers)}"
+        self._immediate = ImmediateExecutor()
+        self._in_callers_threads = inline.InCallersThreads(
+            None, (), inherit_context=True, broken=concurrent.futures.BrokenExecutor
+        )
+        self._is_shut_down = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._work = self._immediate._work = ClusterWork(self._name)
+        weakref.finalize(self, self._work.end).atexit = False
+        living.add(self, self._work)
+
+    def submit(
+        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[R]:
+        """Send `fn(*args, **kwargs)` to the cluster and return its future.
+
+        The call runs once for each `submit`, whatever its arguments, unless a worker dies. The first one
+        waits for the cluster to be there. What cannot be pickled, an argument or the result, is named by
+        the `PicklingError` that the future gets. A task counts as running when its worker has said so,
+        some 10 ms after it began; one that is cancelled in that moment runs all the same.
+
+        Raises:
+            RuntimeError: after `shutdown`, or while the interpreter exits.
+            OSError: nobody answers at the address, for as long as Dask's setting
+                `distributed.comm.timeouts.connect` says.
+            ImproperlyConfigured: a worker was set up with other settings or databases, has no password
+                for one, or a database is in this process's memory, where no other can see it.
+        """
+        if inline.switched_on:
+            return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
+        if (holder := current_holder()).entries:
+            warn_if_open(holder, fn)
+        used = setup.used_here()
+        with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            link = self._link
+            if link is None or not link.is_for(used):
+                self._work.end()
+                link = self._link = Link(self._work, self._connect, used)
+            return link.submit(fn, args, kwargs)
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Refuse tasks from now on, as the standard classes do; with a timeout, return when it is over.
+
+        At the timeout, tasks that have not begun are cancelled, and one ERROR record says what was left,
+        as the thread pool's `shutdown` does it.
+
+        Args:
+            wait: return when all tasks have run, and the own cluster has ended.
+            cancel_futures: cancel at once those that have not begun.
+            timeout: for how many seconds to wait at most. Default None: as long as it takes.
+
+        Raises:
+            TypeError: timeout is no number.
+            ValueError: timeout is below 0, or given together with `wait=False`.
+        """
+        seconds = check_timeout(timeout, wait=wait)
+        self._immediate.shutdown()
+        with self._lock:
+            self._is_shut_down = True
+        threads = [link.thread for link in self._work.links()]
+        if cancel_futures and seconds is None:
+            self._work.cancel_pending(Counter())
+        self._work.end()
+        if seconds is not None:
+            end(self._name, threads, self._work, seconds, cancel_at_once=cancel_futures)
+        elif wait:
+            for thread in threads:
+                thread.join()
+
+    def stats(self) -> ExecutorStats:
+        """Return what was done so far, in numbers.
+
+        Workers are the cluster's, and others use them too: each task that runs counts as one. Any
+        thread may call this, at any time.
+        """
+        return self._work.stats()
+
+    def _connect(self) -> tuple[distributed.Client, distributed.LocalCluster | None]:
+        cluster = None
+        if self._address is None:
+            dashboard = self._own["dashboard_address"]
+            # Dask has a server for its metrics there even without a dashboard: at whatever port is free.
+            own = self._own | {"dashboard_address": dashboard or "127.0.0.1:0"}
+            cluster = distributed.LocalCluster(
+                host="127.0.0.1",
+                security=self._security,
+                name=self._name,
+                scheduler_kwargs={"dashboard": dashboard is not None},
+                **own,
+            )
+            scheduler: Any = cluster.scheduler
+            scheduler.no_workers_timeout = _NO_WORKERS_TIMEOUT
+        try:
+            client = distributed.Client(
+                cluster or self._address, security=self._security, set_as_default=False
+            )
+        except BaseException:
+            if cluster is not None:
+                cluster.close()
+            raise
+        return client, cluster
+
+
+def _check(address: object, security: object, own: Mapping[str, object]) -> None:
+    if address is not None and not isinstance(address, str):
+        raise TypeError(
+            f"address must be a string, as in 'tcp://10.0.0.1:8786', or None, not {address!r}"
+        )
+    if security is not None and not isinstance(security, (Mapping, distributed.Security)):
+        raise TypeError(
+            "security must be a distributed.Security, a dict of its arguments, or None, not "
+            f"{security!r}"
+        )
+    for name, value in own.items():
+        if value is None:
+            continue
+        if address is not None:
+            raise ValueError(f"{name}={value!r} is for a cluster of one's own, without an address")
+        if name == "dashboard_address":
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a string, as in '127.0.0.1:8787', not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int or None, not {value!r}")
+        elif value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value!r}")

@@ -1,0 +1,104 @@
+"""What runs in a worker of a cluster."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from concurrent.futures import process
+from time import monotonic
+from types import TracebackType
+from typing import Any, cast
+
+from distributed import get_worker
+from distributed.worker import Worker
+
+from django_executors.execution import pickling
+from django_executors.lifecycle import context, portable
+from django_executors.lifecycle.counting import ConnectionCounts
+from django_executors.lifecycle.holder import current_holder
+from django_executors.lifecycle.scope import connection_scope
+
+from . import setup
+from .pickles import dumps, loads
+
+#: For how many seconds a task has run when its submitter is told: most have ended before, which spares
+#: a message.
+_PAUSE = 0.01
+
+#: The pickled result or error, whether it is an error, for how many seconds the task ran, and how often
+#: it opened, closed and so on a connection.
+Report = tuple[bytes, bool, float, dict[str, int]]
+
+
+def run(packed: bytes) -> bytes:
+    """Run one task in the calling thread, and let go of what it opened before its report is sent."""
+    topic, number, name, carried, call = loads(packed)
+    if name is not None:
+        setup.wait_for(name)
+    began = monotonic()
+    holder = current_holder()
+    if holder.async_route is None:
+        context.begin_worker(holder)
+    counts = holder.counts = ConnectionCounts()
+    notices = _notices_of(get_worker())
+    notices.note_begun(topic, number)
+    fn: Any = None
+    try:
+        with connection_scope():
+            fn, args, kwargs = loads(call)
+            holder.task = fn
+            inherited = portable.unpack(holder, carried)
+            value = inherited.run(context.run, holder, fn, args, kwargs)
+        failed = False
+    except BaseException as error:  # noqa: BLE001 - it is the future's
+        # A private class of the standard process pool's: it gives the traceback as a text.
+        value = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
+        failed = True
+    finally:
+        holder.task = holder.counts = None
+        notices.note_ended(topic, number)
+    try:
+        pickled = dumps(value)
+    except Exception as error:  # noqa: BLE001 - of whatever class
+        pickled = dumps(pickling.of_outcome(error, fn, value, failed=failed))
+        failed = True
+    report: Report = pickled, failed, monotonic() - began, dict(counts.read())
+    return dumps(report)
+
+
+class _Notices:
+    """Tells submitters which of their tasks run in one worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = weakref.ref(worker)
+        self._untold: dict[tuple[str, int], None] = {}
+        self._is_to_tell = False
+
+    def note_begun(self, topic: str, number: int) -> None:
+        self._untold[topic, number] = None
+        worker = self._worker()
+        if not self._is_to_tell and worker is not None:
+            self._is_to_tell = True
+            worker.loop.add_callback(worker.loop.call_later, _PAUSE, self._tell)
+
+    def note_ended(self, topic: str, number: int) -> None:
+        self._untold.pop((topic, number), None)
+
+    def _tell(self) -> None:
+        self._is_to_tell = False  # before they are read: one that begins now sees it, or is read
+        untold, self._untold = self._untold, {}
+        running = defaultdict(list)
+        for topic, number in list(untold):
+            running[topic].append(number)
+        worker = self._worker()
+        for topic, numbers in running.items():
+            if worker is not None:
+                worker.log_event(topic, numbers)
+
+
+_notices: weakref.WeakKeyDictionary[Worker, _Notices] = weakref.WeakKeyDictionary()
+
+
+def _notices_of(worker: Worker) -> _Notices:
+    found = _notices.get(worker)
+    return _notices.setdefault(worker, _Notices(worker)) if found is None else found

@@ -1,0 +1,134 @@
+"""What travels to a cluster and what does not, who may, and what a worker refuses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from django_executors.dask import DaskExecutor
+
+from . import certificates
+from . import process_tasks as tasks
+from .clusters import cluster
+from .proxy import Recorder
+
+pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+
+
+@contextlib.contextmanager
+def used(alias: str, **changes: Any) -> Iterator[None]:
+    """Use another database than the settings have, as a test does."""
+    entry = connections.settings[alias]
+    before = dict(entry)
+    connections.close_all()
+    entry.update(changes)
+    try:
+        yield
+    finally:
+        entry.clear()
+        entry.update(before)
+
+
+def test_passwords_do_not_travel(tmp_path: Path) -> None:
+    """Workers have them from their own settings, and use the database that the submitter uses."""
+    password = connections.settings["default"]["PASSWORD"]
+    assert password
+    with cluster(tmp_path) as found:
+        found.start_workers(1, 1)
+        host, _, port = found.address.removeprefix("tcp://").partition(":")
+        with (
+            used("default", NAME="other"),
+            Recorder(host, int(port)) as recorder,
+            DaskExecutor(f"tcp://127.0.0.1:{recorder.port}") as executor,
+        ):
+            assert executor.submit(tasks.database).result(60) == "other"
+            said = bytes(recorder.said)
+        assert b"tests.settings" in said
+        assert password.encode() not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"NAME": "other"}, r"it has other databases than the tasks are for: \['default'\]"),
+        (
+            {"OPTIONS": {"sslpassword": "x"}},
+            r"DATABASES\['default'\]\['OPTIONS'\]\['sslpassword'\] is not",
+        ),
+    ],
+)
+def test_a_worker_refuses(changes: Mapping[str, Any], said: str, tmp_path: Path) -> None:
+    """A worker that was set up for one database never runs a task that is meant for another."""
+    with cluster(tmp_path) as found:
+        found.start_workers(1, 1)
+        with DaskExecutor(found.address) as executor:
+            assert executor.submit(tasks.database).result(60) == "app"
+            with used("default", **changes), pytest.raises(ImproperlyConfigured, match=said):
+                executor.submit(tasks.database)
+            assert executor.submit(tasks.database).result(60) == "app"
+            found.start_workers(1, 1)
+            assert set(executor.map(tasks.database_of, range(20))) == {"app"}
+
+
+def test_other_settings(tmp_path: Path) -> None:
+    """One of its own cluster gets another; one of a shared one refuses."""
+    with DaskExecutor(n_workers=1, threads_per_worker=1) as executor:
+        assert executor.submit(tasks.database).result(60) == "app"
+        with used("default", NAME="other"):
+            assert executor.submit(tasks.database).result(60) == "other"
+        assert executor.submit(tasks.database).result(60) == "app"
+
+
+def test_tls(tmp_path: Path) -> None:
+    """Who has a certificate of the authority's may submit; nobody else gets in."""
+    ours, others = certificates.make(tmp_path / "ours"), certificates.make(tmp_path / "others")
+    options = ["--protocol=tls"]
+    options += [f"--tls-{name}={ours[key]}" for name, key in _OPTIONS.items()]
+    with cluster(tmp_path, *options) as found:
+        assert found.address.startswith("tls://")
+        found.start_workers(1, 1)
+        with DaskExecutor(found.address, security=_security(ours)) as executor:
+            assert executor.submit(tasks.names).result(60) == []
+            assert executor.submit(tasks.fail).exception(60)
+        import dask
+
+        for address, security in (
+            (found.address, _security(others)),
+            (found.address.replace("tls:", "tcp:"), None),
+        ):
+            with (
+                dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+                DaskExecutor(address, security=security) as executor,
+                pytest.raises(OSError),
+            ):
+                executor.submit(tasks.names)
+
+
+def test_tls_of_its_own() -> None:
+    """The own cluster takes certificates too, those that Dask makes for it among them."""
+    with DaskExecutor(
+        n_workers=1, threads_per_worker=1, security=distributed.Security.temporary()
+    ) as executor:
+        assert executor.submit(tasks.names).result(60) == []
+        link = executor._link
+        assert link is not None
+        assert link._client.scheduler.address.startswith("tls://127.0.0.1:")
+
+
+_OPTIONS = {"ca-file": "ca", "cert": "cert", "key": "key"}
+
+
+def _security(files: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "tls_ca_file": files["ca"],
+        "tls_client_cert": files["cert"],
+        "tls_client_key": files["key"],
+        "require_encryption": True,
+    }
