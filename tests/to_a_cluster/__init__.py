@@ -1,0 +1,1 @@
+"""The demo's report on one executor after another, for `docs/cluster.md`."""
