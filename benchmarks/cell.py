@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from typing import Any, Self
 
 from . import processes
-from .contestants import PROCESSES, Contestant
+from .contestants import PROCESSES, BareDask, Contestant
 from .models import empty_notes
 from .project import let_go, use
 from .servers import WORKERS, Server
@@ -32,9 +32,9 @@ def measure(contestant: Contestant, workload: Workload, server: Server, tasks: i
         if workload.writes:
             empty_notes()
             use(server.database, conn_max_age=contestant.conn_max_age)
-        workers = PROCESSES if contestant.processes else WORKERS
+        workers = WORKERS if contestant.place == "threads" else PROCESSES
         task = processes.query_and_close if contestant.closes else workload.task
-        warm_up = (InProcesses if contestant.processes else InThreads)(task, workers)
+        warm_up = WARM_UPS[contestant.place](task, workers)
         with warm_up.make(contestant) as pool:
             time_them = in_turn if workload.one_at_a_time else at_once
             seconds, results = time_them(pool, warm_up, task, tasks)
@@ -55,7 +55,7 @@ def at_once(
         futures = [pool.submit(task, number) for number in range(head)]
         warm_up.end()
         futures += [pool.submit(task, number) for number in range(head, tasks)]
-        results = [future.result(PATIENCE) for future in futures]
+        results = warm_up.results(pool, futures)
         seconds = time.perf_counter() - begun
         warm_up.check()
     return seconds, results
@@ -103,6 +103,9 @@ class WarmUp:
     def end(self) -> None:
         self._end.wait(PATIENCE)
 
+    def results(self, pool: Any, futures: list[Any]) -> list[object]:
+        return [future.result(PATIENCE) for future in futures]
+
     def check(self) -> None:
         """Wait until all have ended; raise what one of them raised."""
         for future in self._futures:
@@ -142,3 +145,39 @@ class InProcesses(WarmUp):
 
     def _call(self) -> tuple[Callable[..., object], ...]:
         return processes.warm_up, self._task
+
+
+class OnCluster(WarmUp):
+    """As many tasks as are enough for each worker to have run some. No barrier travels to a cluster."""
+
+    def make(self, contestant: Contestant) -> Executor:
+        return contestant.make()
+
+    def of(self, pool: Executor) -> Self:
+        futures = [pool.submit(self._task, 0) for _ in range(HEAD_START)]
+        self.results(pool, futures)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nobody waits."""
+
+    def end(self) -> None:
+        """All have ended."""
+
+    def results(self, pool: Any, futures: list[Any]) -> list[object]:
+        if isinstance(pool, BareDask):
+            return pool.results(futures)
+        return super().results(pool, futures)
+
+    def _barrier(self) -> None:
+        return None
+
+
+WARM_UPS: dict[str, type[WarmUp]] = {
+    "threads": InThreads,
+    "processes": InProcesses,
+    "cluster": OnCluster,
+}

@@ -29,7 +29,11 @@ PICTURE = ROOT / "docs" / "images" / "benchmark.svg"
 
 FULL = Size(rounds=9)
 QUICK = Size(rounds=2, tasks=16)
-QUICK_WORKLOADS = ("noop", "one", "insert", "one-by-one", "processes-noop", "processes-by-one")
+QUICK_WORKLOADS = (
+    *("noop", "one", "insert", "one-by-one"),
+    *("processes-noop", "processes-by-one", "cluster-noop", "cluster-by-one"),
+)
+PLACES = ("processes", "cluster")
 QUEUED, QUEUED_QUICK = 100_000, 5_000
 PROFILED = 2_000
 
@@ -136,7 +140,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="see that all results are right")
     parser.add_argument("--server", action="append", choices=KEYS, metavar="|".join(KEYS))
     parser.add_argument("--workload", action="append", choices=workloads, metavar="|".join(workloads))
-    parser.add_argument("--processes", action="store_true", help="the workloads of processes alone")
+    for place in PLACES:
+        parser.add_argument(
+            f"--{place}", dest="place", action="store_const", const=place, help="its workloads alone"
+        )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {FULL.rounds}")
     parser.add_argument("--out", type=Path, metavar="PATH", help="where to write the results")
     parser.add_argument("--svg", type=Path, metavar="PATH", help="where to draw the picture")
@@ -144,9 +151,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--profile", nargs=2, metavar=("CONTESTANT", "WORKLOAD"), help=f"of {', '.join(contestants)}"
     )
     options = parser.parse_args(arguments)
-    if options.processes:
+    if options.place:
         options.server = options.server or list(ONCE)
-        options.workload = [each.key for each in WORKLOADS if each.processes]
+        options.workload = [each.key for each in WORKLOADS if each.place == options.place]
     if options.profile:
         contestant, workload = options.profile
         if contestant not in contestants or workload not in workloads:

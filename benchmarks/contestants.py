@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import distributed
 from django.db import close_old_connections, connection, connections
 
 import django_executors
+from django_executors.dask import DaskExecutor
 
 from . import processes
 
@@ -81,13 +83,40 @@ def standard_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(
         PROCESSES,
         multiprocessing.get_context("forkserver"),
-        processes.set_up_by_hand,
+        processes.set_up_by_hand_and_keep,
         (connections["default"].settings_dict, warm, end),
     )
 
 
 def our_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
     return django_executors.ProcessPoolExecutor(PROCESSES, None, processes.keep, (warm, end))
+
+
+class BareDask(concurrent.futures.Executor):
+    """A client of Dask's, on a cluster in which Django is set up by hand."""
+
+    def __init__(self) -> None:
+        self._cluster = distributed.LocalCluster(
+            n_workers=PROCESSES, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        )
+        self._client = distributed.Client(self._cluster)
+        self._client.run(processes.set_up_by_hand, connections["default"].settings_dict)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return self._client.submit(fn, *args, **kwargs, pure=False)
+
+    def results(self, futures: list[Any]) -> list[Any]:
+        """Return them as one does with Dask: all at once."""
+        results: list[Any] = self._client.gather(futures)
+        return results
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._client.close()
+        self._cluster.close()
+
+
+def our_dask() -> concurrent.futures.Executor:
+    return DaskExecutor(n_workers=PROCESSES, threads_per_worker=1)
 
 
 @dataclass(frozen=True)
@@ -98,12 +127,12 @@ class Contestant:
         key: its name on the command line.
         title: its name in tables and pictures.
         make: makes the pool; takes what the standard pool's constructor takes. One of processes takes
-            the two barriers of the warm-up.
+            the two barriers of the warm-up, one of a cluster nothing.
         colour: the name of its colour in `drawing`.
         conn_max_age: the setting CONN_MAX_AGE that it runs with.
         one_at_a_time: makes no difference, and is left out, where tasks are always queued.
         database: uses one itself, and is left out where there is none.
-        processes: its workers are processes.
+        place: where its workers are: "threads", "processes" or "cluster".
         closes: each of its tasks ends with `connection.close()`.
     """
 
@@ -114,7 +143,7 @@ class Contestant:
     conn_max_age: int = 0
     one_at_a_time: bool = False
     database: bool = False
-    processes: bool = False
+    place: str = "threads"
     closes: bool = False
 
 
@@ -127,14 +156,17 @@ OURS_IDLE_60 = Contestant(
 )
 
 PROCESSES_STANDARD = Contestant(
-    "processes", "standard processes, leaking", standard_processes, "standard", processes=True
+    "processes", "standard processes, leaking", standard_processes, "standard", place="processes"
 )
 PROCESSES_OURS = Contestant(
-    "processes-ours", "django-executors, processes", our_processes, "ours", processes=True
+    "processes-ours", "django-executors, processes", our_processes, "ours", place="processes"
 )
 PROCESSES_OURS_60 = Contestant(
-    "processes-ours-60", "django-executors, processes, 60", our_processes, "ours", 60, processes=True
+    "processes-ours-60", "django-executors, processes, 60", our_processes, "ours", 60, place="processes"
 )
+
+CLUSTER_BARE = Contestant("cluster", "bare Dask client, leaking", BareDask, "standard", place="cluster")
+CLUSTER_OURS = Contestant("cluster-ours", "django-executors, Dask", our_dask, "ours", place="cluster")
 
 CONTESTANTS = (
     LEAKING,
@@ -156,11 +188,22 @@ CONTESTANTS = (
         standard_processes,
         "recipe",
         database=True,
-        processes=True,
+        place="processes",
         closes=True,
     ),
     PROCESSES_OURS,
     PROCESSES_OURS_60,
+    CLUSTER_BARE,
+    Contestant(
+        "cluster-close",
+        "connection.close() after, Dask",
+        BareDask,
+        "recipe",
+        database=True,
+        place="cluster",
+        closes=True,
+    ),
+    CLUSTER_OURS,
 )
 KEY_TO_TITLES = "60: with CONN_MAX_AGE = 60 instead of 0. idle 5: with conn_max_idle=5."
 

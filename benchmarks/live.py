@@ -13,24 +13,24 @@ class Live:
 
     def __init__(self, size: Size) -> None:
         self._shown: list[Contestant] = []
-        self._part = ("", False)
+        self._part = ("", "")
         print(
             f"{WORKERS} workers, {size.rounds} rounds, order shuffled with the seed {SEED}. Speed, the "
             "leaking pool = 1.00, whose time for a task is shown; medians of ratios within rounds. "
             f"{KEY_TO_TITLES}"
         )
-        print(f"Of processes {PROCESSES} workers.")
+        print(f"Of processes, and on a cluster, {PROCESSES} workers.")
         for each in CONTESTANTS:
             print(f"  {each.key:{LONG}} {each.title}")
 
     def show(self, block: Block) -> None:
-        processes = block.workload.processes
-        if (block.server.title, processes) != self._part:
-            self._part = block.server.title, processes
+        place = block.workload.place
+        if (block.server.title, place) != self._part:
+            self._part = block.server.title, place
             self._shown = [
-                each for each in CONTESTANTS if each.processes == processes and each is not block.base
+                each for each in CONTESTANTS if each.place == place and each is not block.base
             ]
-            self._width = LONG if processes else WIDTH
+            self._width = WIDTH if place == "threads" else LONG
             heads = "".join(f"{each.key:>{self._width}}" for each in self._shown)
             print(f"\n{block.server.title}\n{'':{FIRST}}{'µs/task':>{TASK}}{heads}")
         line = f"{block.workload.title:{FIRST}}{block.microseconds().median:>{TASK}.0f}"

@@ -1,4 +1,4 @@
-"""What the benchmark does in worker processes, which import it from here."""
+"""What the benchmark does in processes and on clusters, whose workers import it from here."""
 
 import os
 from collections.abc import Callable
@@ -14,8 +14,13 @@ def keep(warm: Barrier, end: Barrier) -> None:
     _barriers[:] = [warm, end]
 
 
-def set_up_by_hand(database: dict[str, Any], warm: Barrier, end: Barrier) -> None:
+def set_up_by_hand_and_keep(database: dict[str, Any], warm: Barrier, end: Barrier) -> None:
     """An initializer as one writes it for the standard pool, which sets Django up."""
+    set_up_by_hand(database)
+    keep(warm, end)
+
+
+def set_up_by_hand(database: dict[str, Any]) -> None:
     import django
 
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
@@ -23,7 +28,6 @@ def set_up_by_hand(database: dict[str, Any], warm: Barrier, end: Barrier) -> Non
     from . import project
 
     project.use(database)
-    keep(warm, end)
 
 
 def warm_up(task: Callable[[int], object]) -> None:

@@ -24,6 +24,7 @@ def use(database: dict[str, Any], *, conn_max_age: int = 0) -> None:
     del connections["default"]
     handler = ConnectionHandler({"default": database | {"CONN_MAX_AGE": conn_max_age}})
     connections.settings["default"] = handler.settings["default"]
+    os.environ["BENCHMARK_PASSWORD"] = database.get("PASSWORD", "")
 
 
 def let_go() -> None:

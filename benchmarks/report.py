@@ -56,14 +56,12 @@ def target_lines(blocks: Sequence[Block], memory: dict[Contestant, float]) -> It
 
 
 def server_parts(blocks: Sequence[Block]) -> Iterator[list[str]]:
-    parts = dict.fromkeys((block.server.key, block.workload.processes) for block in blocks)
-    for key, processes in parts:
-        here = [
-            each for each in blocks if (each.server.key, each.workload.processes) == (key, processes)
-        ]
+    parts = dict.fromkeys((block.server.key, block.workload.place) for block in blocks)
+    for key, place in parts:
+        here = [each for each in blocks if (each.server.key, each.workload.place) == (key, place)]
         note, title = here[0].server.note, here[0].server.title
-        if processes:
-            note, title = f"{PROCESSES} workers. {note}".rstrip(), f"{title}: processes"
+        if place != "threads":
+            note, title = f"{PROCESSES} workers. {note}".rstrip(), f"{title}: {place}"
         yield [title, *([note, ""] if note else []), *table(here)]
 
 

@@ -43,7 +43,7 @@ def blocks(servers: Sequence[Server], workloads: Sequence[Workload], size: Size)
             let_go()
         for workload in workloads:
             # Processes on one server of a kind: over a socket they are the same.
-            if server.vendor in workload.vendors and (server.key in ONCE or not workload.processes):
+            if server.vendor in workload.vendors and (server.key in ONCE or workload.place == "threads"):
                 yield block(server, workload, size, shuffler)
 
 
@@ -69,7 +69,7 @@ def contestants(server: Server, workload: Workload) -> list[Contestant]:
         and not (server.pooled and each.conn_max_age)
         and not (each.one_at_a_time and not workload.one_at_a_time)
         and not (each.database and server.vendor == "none")
-        and each.processes == workload.processes
+        and each.place == workload.place
     ]
 
 

@@ -4,6 +4,11 @@
 it ends, those of the leaking pool too.
 """
 
-DATABASES: dict[str, dict[str, object]] = {"default": {}}
+import os
+
+# Workers of a cluster have the password from here: it is not sent to them.
+DATABASES: dict[str, dict[str, object]] = {
+    "default": {"PASSWORD": os.environ.get("BENCHMARK_PASSWORD", "")}
+}
 INSTALLED_APPS: list[str] = []
 USE_TZ = True

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from .contestants import (
     CLOSING,
+    CLUSTER_BARE,
+    CLUSTER_OURS,
     LEAKING,
     OURS,
     OURS_60,
@@ -57,6 +59,10 @@ TARGETS = (
     Target("none", "processes-noop-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
     Target("tcp", "processes", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
     Target("tcp", "processes-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
+    Target("none", "cluster-noop", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
+    Target("none", "cluster-noop-by-one", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
+    Target("tcp", "cluster", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
+    Target("tcp", "cluster-by-one", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
 )
 
 

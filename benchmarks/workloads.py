@@ -26,7 +26,7 @@ class Workload:
             queued at once.
         vendors: of the databases that it runs on.
         writes: it makes one Note with its number.
-        processes: it runs in worker processes; else in threads.
+        place: where its tasks run: "threads", "processes" or "cluster".
         tasks: how many there are; if None, as many as take long enough.
     """
 
@@ -37,7 +37,7 @@ class Workload:
     one_at_a_time: bool = False
     vendors: tuple[str, ...] = ("postgresql", "mysql", "sqlite")
     writes: bool = False
-    processes: bool = False
+    place: str = "threads"
     tasks: int | None = None
 
     def check(self, results: list[object], extra: int) -> None:
@@ -104,7 +104,7 @@ WORKLOADS = (
         processes.same,
         same,
         vendors=NO_DATABASE,
-        processes=True,
+        place="processes",
         tasks=1000,
     ),
     Workload(
@@ -114,7 +114,7 @@ WORKLOADS = (
         same,
         one_at_a_time=True,
         vendors=NO_DATABASE,
-        processes=True,
+        place="processes",
         tasks=300,
     ),
     Workload(
@@ -123,7 +123,7 @@ WORKLOADS = (
         processes.query,
         names(1),
         vendors=("postgresql",),
-        processes=True,
+        place="processes",
         tasks=1000,
     ),
     Workload(
@@ -133,7 +133,45 @@ WORKLOADS = (
         names(1),
         one_at_a_time=True,
         vendors=("postgresql",),
-        processes=True,
+        place="processes",
         tasks=300,
+    ),
+    Workload(
+        "cluster-noop",
+        "1000 no-ops",
+        processes.same,
+        same,
+        vendors=NO_DATABASE,
+        place="cluster",
+        tasks=1000,
+    ),
+    Workload(
+        "cluster-noop-by-one",
+        "a no-op, in turn",
+        processes.same,
+        same,
+        one_at_a_time=True,
+        vendors=NO_DATABASE,
+        place="cluster",
+        tasks=100,
+    ),
+    Workload(
+        "cluster",
+        "1000 x 1 query",
+        processes.query,
+        names(1),
+        vendors=("postgresql",),
+        place="cluster",
+        tasks=1000,
+    ),
+    Workload(
+        "cluster-by-one",
+        "1 query, in turn",
+        processes.query,
+        names(1),
+        one_at_a_time=True,
+        vendors=("postgresql",),
+        place="cluster",
+        tasks=100,
     ),
 )
