@@ -103,6 +103,17 @@ def raise_unpicklable() -> None:
     raise Unpicklable
 
 
+class Required(Exception):
+    """An error that asks for more than its arguments, as many do: it cannot be unpickled."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(f"{text} {code}")
+
+
+def raise_required() -> None:
+    raise Required("told", 7)
+
+
 def query_in_a_callback(_: Future[object]) -> None:
     server_pid("default")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import multiprocessing
-import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,34 +85,6 @@ def test_the_remote_traceback(executor: DaskExecutor) -> None:
     error = executor.submit(tasks.fail).exception(30)
     assert isinstance(error, LookupError)
     assert "in fail\n    raise LookupError" in str(error.__cause__)
-
-
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        ((len, threading.Lock()), "argument 1 of task=builtins.len, a lock, cannot be pickled"),
-        ((threading.Lock().acquire,), "the function of task=lock.acquire, a builtin_function"),
-        ((tasks.a_lock,), "the result, a lock, of task=tests.process_tasks.a_lock cannot be pickled"),
-        (
-            (tasks.raise_unpicklable,),
-            "the error of task=tests.process_tasks.raise_unpicklable",
-        ),
-    ],
-)
-def test_what_cannot_be_pickled(call: tuple[Any, ...], said: str, executor: DaskExecutor) -> None:
-    error = executor.submit(*call).exception(30)
-    assert isinstance(error, pickle.PicklingError)
-    assert said in str(error)
-    assert executor.submit(divmod, 7, 2).result(30) == (3, 1)
-
-
-def test_what_cannot_be_unpickled(executor: DaskExecutor) -> None:
-    """Here, or there: the error names the task, and the next one runs."""
-    error = executor.submit(tasks.give_what_stays).exception(30)
-    assert isinstance(error, pickle.UnpicklingError)
-    assert "the result of task=tests.process_tasks.give_what_stays cannot be unpickled" in str(error)
-    assert isinstance(executor.submit(repr, tasks.Stays()).exception(30), LookupError)
-    assert executor.submit(divmod, 7, 2).result(30) == (3, 1)
 
 
 @pytest.mark.parametrize("code", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])

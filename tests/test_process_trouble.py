@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import pickle
 import threading
-from collections.abc import Callable
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -22,34 +21,6 @@ from .observers import PostgresObserver
 from .subprocesses import run_python
 
 pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
-
-
-@pytest.mark.parametrize(
-    ("submit", "named"),
-    [
-        (lambda pool: pool.submit(lambda: None), "the function of task=.*, a function,"),
-        (lambda pool: pool.submit(print, 1, threading.Lock()), "argument 2 of task=.*, a lock,"),
-        (lambda pool: pool.submit(print, end=threading.Lock()), "argument 'end' of task=.*, a lock,"),
-        (
-            lambda pool: pool.submit(process_tasks.a_lambda),
-            "the result, a function, of task=tests.process_tasks.a_lambda",
-        ),
-        (
-            lambda pool: pool.submit(process_tasks.raise_unpicklable),
-            "the error of task=tests.process_tasks.raise_unpicklable",
-        ),
-    ],
-    ids=["function", "argument", "keyword", "result", "error"],
-)
-def test_not_picklable(submit: Callable[[Any], Any], named: str, postgres: PostgresObserver) -> None:
-    """Its future says what it is, and the pool goes on."""
-    with ProcessPoolExecutor(1) as pool:
-        with pytest.raises(pickle.PicklingError, match=f"^{named} .*cannot be pickled: "):
-            submit(pool).result(30)
-        assert pool.submit(process_tasks.names).result(30) == []
-        stats = pool.stats()
-        assert (stats.submitted, stats.completed, stats.failed) == (2, 1, 1)
-        assert not postgres.left()
 
 
 @pytest.mark.parametrize(

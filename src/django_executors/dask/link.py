@@ -247,12 +247,8 @@ class Link:
         pickled, failed, run_seconds, counts = report
         for what, count in counts.items():
             self._work.connections.add(what, count)
-        try:
-            value = loads(pickled)
-        except BaseException as error:  # noqa: BLE001 - of whatever class
-            value, failed = pickling.of_outcome_here(error, future.failed_fn, failed=failed), True
         queue_seconds = max(0.0, time.monotonic() - future.queued_at - run_seconds)
-        return value, failed, queue_seconds, run_seconds
+        return pickled, failed, queue_seconds, run_seconds
 
     def _close(self) -> None:
         try:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from concurrent.futures import process
 from time import monotonic
-from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from distributed import get_worker
 from distributed.worker import Worker
@@ -43,25 +41,22 @@ def run(packed: bytes) -> bytes:
     notices = _notices_of(get_worker())
     notices.note_begun(topic, number)
     fn: Any = None
+    value = failure = None
     try:
         with connection_scope():
-            fn, args, kwargs = loads(call)
+            fn, args, kwargs = pickling.load_call(call)
             holder.task = fn
             inherited = portable.unpack(holder, carried)
             value = inherited.run(context.run, holder, fn, args, kwargs)
-        failed = False
     except BaseException as error:  # noqa: BLE001 - it is the future's
-        # A private class of the standard process pool's: it gives the traceback as a text.
-        value = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
-        failed = True
+        failure = error
     finally:
         holder.task = holder.counts = None
         notices.note_ended(topic, number)
     try:
-        pickled = dumps(value)
-    except Exception as error:  # noqa: BLE001 - of whatever class
-        pickled = dumps(pickling.of_outcome(error, fn, value, failed=failed))
-        failed = True
+        pickled, failed = pickling.dump_outcome(dumps, fn, value, failure)
+    finally:
+        del failure  # whose traceback has this frame
     report: Report = pickled, failed, monotonic() - began, dict(counts.read())
     return dumps(report)
 

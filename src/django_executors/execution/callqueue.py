@@ -18,15 +18,12 @@ import multiprocessing
 import queue
 import threading
 from concurrent.futures import process
-from multiprocessing.queues import SimpleQueue
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 from django_executors.lifecycle.counting import SharedCounts
 from django_executors.lifecycle.holder import Holder, current_holder
 from django_executors.lifecycle.release import release
 
-from . import pickling
 from .bound import Bound
 from .remotefuture import RemoteFuture
 
@@ -49,8 +46,8 @@ class WorkIds(queue.Queue[int]):
         work_item = self._items[item]
         future = work_item.future
         future.__class__ = RemoteFuture
-        # Its arguments begin with those of `child.run`.
-        _, future.queued_at, future.failed_fn = work_item.args[:3]
+        _, future.queued_at, call = work_item.args  # those of `child.run`
+        future.failed_fn = call.fn
         future.work = self._work
         self._work.note_submitted(future)
         super().put(item, block, timeout)
@@ -153,22 +150,4 @@ class CallQueue(process._SafeQueue):
     def _on_queue_feeder_error(self, e: Exception, obj: Any) -> None:
         if isinstance(obj, process._CallItem):
             self.announce(-1)
-            _, _, fn, *args = obj.args  # those of `child.run`
-            e = pickling.of_call(e, ForkingPickler.dumps, fn, args, obj.kwargs)
         super()._on_queue_feeder_error(e, obj)
-
-
-class ResultQueue(SimpleQueue[Any]):
-    """The outcomes that workers send."""
-
-    def put(self, obj: Any) -> None:
-        try:
-            super().put(obj)
-        except Exception as error:
-            if not isinstance(obj, process._ResultItem) or obj.result is None:
-                raise
-            # The standard worker sends this error in the outcome's place.
-            result, failed, *seconds = obj.result
-            worker = current_holder().worker
-            worker.give_back(*seconds)
-            raise pickling.of_outcome(error, worker.fn, result, failed=failed) from error

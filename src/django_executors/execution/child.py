@@ -6,14 +6,13 @@ import functools
 import pickle
 import signal
 from collections.abc import Callable, Iterable
-from concurrent.futures import process
 from multiprocessing.reduction import ForkingPickler
-from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from django_executors.lifecycle import context, databases, forking, guard, portable
 from django_executors.lifecycle.holder import current_holder
 
+from . import pickling
 from .base import run_task
 from .callqueue import CallQueue
 from .remotefuture import Outcome
@@ -39,8 +38,8 @@ class Start:
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is started: locks and queues can be pickled then only.
-        initializer = _dumps("initializer or initargs", self.initializer)
-        used = _dumps("what DATABASES has", self.databases)
+        initializer = _dumps_named("initializer or initargs", self.initializer)
+        used = _dumps_named("what DATABASES has", self.databases)
         return vars(self) | {"initializer": initializer, "databases": used}
 
     def load_databases(self) -> databases.Databases | None:
@@ -52,9 +51,9 @@ class Start:
         return pickle.loads(found) if isinstance(found, bytes) else found
 
 
-def _dumps(what: str, value: object) -> bytes:
+def _dumps_named(what: str, value: object) -> bytes:
     try:
-        return bytes(ForkingPickler.dumps(value))
+        return _dumps(value)
     except Exception as error:
         raise pickle.PicklingError(f"{what} cannot be pickled: {error}") from error
 
@@ -86,8 +85,8 @@ class ProcessWorker(Tally):
     def is_of(self, work: object) -> bool:
         return False
 
-    def take(self, fn: Callable[..., Any], queued_at: float) -> None:
-        self.fn = fn
+    def take(self, queued_at: float) -> None:
+        self.fn = None
         self.queued_at = queued_at
         if self._tasks_left is not None:
             self._tasks_left -= 1
@@ -101,11 +100,6 @@ class ProcessWorker(Tally):
         seconds = self.queue_seconds, self.run_seconds
         self.queue_seconds = self.run_seconds = 0.0
         return seconds
-
-    def give_back(self, queue_seconds: float, run_seconds: float) -> None:
-        """They were not sent."""
-        self.queue_seconds += queue_seconds
-        self.run_seconds += run_seconds
 
 
 def begin(start: Start) -> None:
@@ -132,9 +126,24 @@ def begin(start: Start) -> None:
 _queues: list[CallQueue] = []
 
 
-def run(
-    carried: portable.Carried, queued_at: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-) -> Outcome:
+class Call:
+    """A task in its parent. It is pickled on its way, by itself, and comes as bytes."""
+
+    __slots__ = ("_args", "_kwargs", "fn")
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fn = fn
+        self._args = args
+        self._kwargs = kwargs
+
+    def __reduce__(self) -> Any:
+        try:
+            return bytes, (_dumps((self.fn, self._args, self._kwargs)),)
+        except Exception as error:
+            raise pickling.of_call(error, _dumps, self.fn, self._args, self._kwargs) from error
+
+
+def run(carried: portable.Carried, queued_at: float, call: bytes) -> Outcome:
     """Run one task in this process, and let go of what it opened before its outcome is sent.
 
     Args:
@@ -143,16 +152,32 @@ def run(
     """
     holder = current_holder()
     worker: ProcessWorker = holder.worker
-    worker.take(fn, queued_at)
+    worker.take(queued_at)
     inherited = portable.unpack(holder, carried)
-    failed = False
+    result = failure = None
     try:
-        result = run_task(_queues[-1], inherited, fn, *args, **kwargs)
+        result = run_task(_queues[-1], inherited, _load_and_call, worker, call)
     except BaseException as error:  # noqa: BLE001 - it is the future's
-        failed = True
-        # A private class of the standard pool's: it gives the traceback as a text.
-        result = process._ExceptionWithTraceback(error, cast(TracebackType, error.__traceback__))
-    return result, failed, *worker.take_seconds()
+        failure = error
+    try:
+        packed, failed = pickling.dump_outcome(_dumps, worker.fn, result, failure)
+    finally:
+        del failure  # whose traceback has this frame
+    return packed, failed, *worker.take_seconds()
+
+
+def _load_and_call(worker: ProcessWorker, call: bytes) -> Any:
+    worker.fn, args, kwargs = pickling.load_call(call)
+    current_holder().task = worker.fn
+    return worker.fn(*args, **kwargs)
+
+
+def _dumps(value: object) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - of whatever class
+        # It takes longer, and knows sockets and such too.
+        return bytes(ForkingPickler.dumps(value))
 
 
 class InChunks:

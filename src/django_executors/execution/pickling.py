@@ -1,20 +1,26 @@
-"""Errors that name what cannot be pickled."""
+"""Calls and outcomes on their way to another process, and errors that name what cannot be pickled."""
 
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import process
 from typing import Any
 
 from django_executors.lifecycle.naming import task_name
 
+#: A private class of the standard process pool's, which is shown as its text.
+_remote_traceback: Callable[[str], Exception] = process._RemoteTraceback  # type: ignore[assignment]
+
+Dumps = Callable[[Any], bytes]
+
+#: Whoever reads of one that cannot be found is to know what can.
+_IMPORTED = "A task must be a function at the top of a module that the worker can import"
+
 
 def of_call(
-    error: Exception,
-    dumps: Callable[[Any], object],
-    fn: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    error: Exception, dumps: Dumps, fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Exception:
     """Return an error that says what of this call cannot be pickled."""
     parts = [("the function", fn)]
@@ -26,24 +32,71 @@ def of_call(
         except Exception:  # noqa: BLE001 - of whatever class
             named = pickle.PicklingError(
                 f"{part} of task={task_name(fn)}, a {type(value).__qualname__}, cannot be pickled: "
-                f"{error}"
+                f"{error}" + (f". {_IMPORTED}" if value is fn else "")
             )
             named.__cause__ = error
             return named
     return error
 
 
-def of_outcome(error: Exception, fn: Any, value: object, *, failed: bool) -> pickle.PicklingError:
-    """Return an error that says which task's result, or error, cannot be pickled."""
-    what = "error" if failed else f"result, a {type(value).__qualname__},"
-    named = pickle.PicklingError(f"the {what} of task={task_name(fn)} cannot be pickled: {error}")
-    named.__cause__ = error
-    return named
+def load_call(packed: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return a function and its arguments, in the worker.
+
+    Raises:
+        UnpicklingError: they cannot be loaded there.
+    """
+    try:
+        return pickle.loads(packed)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise pickle.UnpicklingError(
+            f"the task has come to a worker, but cannot be unpickled there: {_told(error)}. {_IMPORTED}"
+        ) from error
 
 
-def of_outcome_here(error: BaseException, fn: Any, *, failed: bool) -> pickle.UnpicklingError:
-    """Return an error that says which task's result, or error, has come but cannot be unpickled."""
-    what = "error" if failed else "result"
-    named = pickle.UnpicklingError(f"the {what} of task={task_name(fn)} cannot be unpickled: {error}")
-    named.__cause__ = error
-    return named
+def dump_outcome(
+    dumps: Dumps, fn: Any, result: object, error: BaseException | None
+) -> tuple[bytes, bool]:
+    """Return a task's result, or error, pickled so that it can be loaded, and whether it is an error."""
+    if error is None:
+        try:
+            return dumps(result), False
+        except Exception as raised:  # noqa: BLE001 - of whatever class
+            error = _unpicklable(f"result, a {type(result).__qualname__},", fn, raised)
+            error.__cause__ = raised
+    text = "".join(traceback.format_exception(error))
+    # They are in the text. Some serializers send them too, with all that they refer to.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    try:
+        packed = dumps((error, text))
+        pickle.loads(packed)
+    except Exception as raised:  # noqa: BLE001 - of whatever class
+        packed = dumps((_unpicklable(f"error, a {_told(error)},", fn, raised), text))
+    return packed, True
+
+
+def load_outcome(packed: bytes, fn: Any, *, failed: bool) -> tuple[Any, bool]:
+    """Return a task's result, or error, and whether it is an error, in the process of its submitter."""
+    try:
+        value = pickle.loads(packed)
+        if failed:
+            value, text = value
+            value.__cause__ = _remote_traceback(f'\n"""\n{text}"""')
+    except BaseException as raised:  # noqa: BLE001 - of whatever class
+        what = "error" if failed else "result"
+        named = pickle.UnpicklingError(
+            f"the {what} of task={task_name(fn)} has come, but cannot be unpickled here: {_told(raised)}"
+        )
+        named.__cause__ = raised
+        return named, True
+    return value, failed
+
+
+def _unpicklable(what: str, fn: Any, raised: Exception) -> pickle.PicklingError:
+    return pickle.PicklingError(f"the {what} of task={task_name(fn)} cannot be pickled: {raised}")
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__qualname__}: {error}"
+    except Exception:  # noqa: BLE001 - the user's own `__str__`
+        return type(error).__qualname__

@@ -19,7 +19,7 @@ from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
 from . import child, inline, living, mapping
-from .callqueue import CallQueue, ResultQueue, WorkIds
+from .callqueue import CallQueue, WorkIds
 from .ending import end
 from .executor import Executor
 from .immediate import ImmediateExecutor
@@ -90,7 +90,6 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         super().__init__(max_workers, mp_context, max_tasks_per_child=self._max_tasks)
         # Private names of the standard class's.
         standard = vars(self)
-        standard["_result_queue"].__class__ = ResultQueue
         self._calls = CallQueue.take_over(standard["_call_queue"], mp_context)
         work = ProcessWork(self._name, self._calls)
         standard["_initializer"] = child.begin
@@ -114,8 +113,8 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
     ) -> concurrent.futures.Future[R]:
         """Queue `fn(*args, **kwargs)` for a process and return its future, as the standard class does.
 
-        What cannot be pickled, an argument or the result, is named by the `PicklingError` that the
-        future gets.
+        What cannot be pickled, an argument, the result or the error, is named by the `PicklingError`
+        that the future gets; by an `UnpicklingError`, what cannot be loaded on the other side.
 
         Raises:
             RuntimeError: after `shutdown`, or while the interpreter exits.
@@ -131,7 +130,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
             start = child.Start(self._name, self._calls, self._users_initializer, self._max_tasks)
             vars(self)["_initargs"] = (start,)
         submit: Callable[..., concurrent.futures.Future[R]] = super().submit
-        return submit(child.run, portable.pack(), time.monotonic(), fn, *args, **kwargs)
+        return submit(child.run, portable.pack(), time.monotonic(), child.Call(fn, args, kwargs))
 
     def _adjust_process_count(self) -> None:
         # A private method of the standard class's, which counts as idle what has been replaced since,

@@ -11,6 +11,7 @@ from django_executors.lifecycle.naming import task_name
 from django_executors.lifecycle.scope import ConnectionScope
 
 from .futures import TaskFuture
+from .pickling import load_outcome
 
 if TYPE_CHECKING:
     from .remotework import RemoteWork
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-#: What has come from a worker process: a task's result or error, whether it has failed, and for how long
-#: tasks have been queued, and have run, since it has last sent something. A plain tuple is sent fastest.
-Outcome = tuple[Any, bool, float, float]
+#: What has come from a worker process: a task's result or error, pickled, whether it is an error, and
+#: for how long tasks have been queued, and have run, since it has last sent something.
+Outcome = tuple[bytes, bool, float, float]
 
 
 class RemoteFuture(TaskFuture[R]):
@@ -36,7 +37,8 @@ class RemoteFuture(TaskFuture[R]):
 
     def set_result(self, result: Any) -> None:
         outcome: Outcome = result
-        value, failed, *seconds = outcome
+        packed, failed, *seconds = outcome
+        value, failed = load_outcome(packed, self.failed_fn, failed=failed)
         if failed:
             self._fail(value, *seconds)
             return

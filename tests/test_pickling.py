@@ -1,0 +1,91 @@
+"""What travels to another process and back, and what cannot: on processes and on a cluster."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import textwrap
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from django_executors import ProcessPoolExecutor
+from django_executors.dask import DaskExecutor
+from django_executors.lifecycle.naming import task_name
+
+from . import process_tasks as tasks
+from .observers import PostgresObserver
+from .subprocesses import WITH_APP, run_python
+
+pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+
+HERE = "tests.process_tasks"
+LOCK: Any = threading.Lock()
+
+
+@pytest.fixture(scope="module", params=["process", "dask"])
+def executor(request: pytest.FixtureRequest) -> Iterator[ProcessPoolExecutor | DaskExecutor]:
+    found: Any
+    if request.param == "process":
+        found = ProcessPoolExecutor(1)
+    else:
+        found = DaskExecutor(n_workers=1, threads_per_worker=1)
+    with found:
+        yield found
+
+
+CALLS: dict[tuple[Any, ...], str] = {
+    (LOCK.acquire,): "PicklingError: the function of task=lock.acquire, a builtin_.* can.* at the top",
+    (print, 1, LOCK): "PicklingError: argument 2 of task=builtins.print, a lock, cannot be p",
+    (partial(dict, end=LOCK),): "PicklingError: the function of task=builtins.dict, a partial, can",
+    (
+        print,
+        tasks.Required("x", 1),
+    ): "UnpicklingError: the task has come .*TypeError: .*code",
+    (tasks.a_lock,): f"PicklingError: the result, a lock, of task={HERE}.a_lock cannot be p",
+    (tasks.give_what_stays,): f"UnpicklingError: the result of task={HERE}.give_what_stays has",
+    (tasks.raise_unpicklable,): f"PicklingError: the error, a Unpicklable: , of task={HERE}.raise_unp",
+    (tasks.raise_required,): f"PicklingError: the error, a Required: told 7, of task={HERE}.raise_req",
+}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: task_name(call[0]))
+def test_what_cannot_travel(call: tuple[Any, ...], executor: Any, postgres: PostgresObserver) -> None:
+    """The task's future says what it is, and the next task runs."""
+    before = executor.stats()
+    error = executor.submit(*call).exception(30)
+    assert re.match(CALLS[call], f"{type(error).__name__}: {error}")
+    assert executor.submit(tasks.names).result(30) == []
+    after = executor.stats()
+    assert (after.completed - before.completed, after.failed - before.failed) == (1, 1)
+    assert not postgres.left()
+
+
+def test_a_keyword_that_cannot_travel(executor: Any) -> None:
+    with pytest.raises(pickle.PicklingError, match=r"^argument 'end' of task=builtins\.print, a lock,"):
+        executor.submit(print, end=LOCK).result(30)
+
+
+def test_the_traceback_of_an_error_that_cannot_travel(executor: Any) -> None:
+    error = executor.submit(tasks.raise_required).exception(30)
+    assert 'in raise_required\n    raise Required("told", 7)' in str(error.__cause__)
+
+
+def test_a_function_of_the_prompt() -> None:
+    """Nobody can import it: its task fails, and the pool goes on."""
+    code = """
+    from django_executors import ProcessPoolExecutor
+
+    def task():
+        return 1
+
+    with ProcessPoolExecutor(1, "forkserver") as pool:
+        print(pool.submit(task).exception(30))
+        print(pool.submit(abs, -1).result(30))
+    """
+    said = run_python(textwrap.dedent(code), settings=WITH_APP).stdout
+    assert "AttributeError: Can't get attribute 'task' on <module '__main__'" in said
+    assert said.splitlines()[-1] == "1"
