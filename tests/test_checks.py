@@ -109,6 +109,27 @@ def test_executors_without_workers() -> None:
         assert check_sizes() == []
 
 
+def test_processes() -> None:
+    """A worker process has a ceiling and a pool of its own; servers have to do with all of them."""
+    processes = {"BACKEND": "django_executors.ProcessPoolExecutor", "OPTIONS": {"max_workers": 60}}
+    with (
+        pool_of("pooled", {"max_size": 4}),
+        override_settings(
+            EXECUTORS={"a": processes} | of(b=2),
+            EXECUTORS_MAX_CONNECTIONS={"default": 2, "other": 2, "pooled": 2},
+        ),
+    ):
+        assert check_sizes() == []
+        (said,) = check_servers(databases=["default", "other", "pooled"])
+        for alias in ("default", "other"):
+            connections[alias].close()
+    assert (
+        "may want 124 connections to the server of DATABASES['default'], DATABASES['other'] " in said.msg
+    )
+    assert said.hint is not None
+    assert "Worker processes count one by one" in said.hint
+
+
 def test_without_the_setting() -> None:
     """Without EXECUTORS nothing is said of its size, and no server is asked."""
     with override_settings(EXECUTORS_MAX_CONNECTIONS={"default": 1}):

@@ -75,6 +75,18 @@ def test_sqlite_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.stats().submitted == 0
 
 
+def test_other_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task runs on those that its submitter has, or is refused."""
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(process_tasks.database).result(30) == process_tasks.database()
+        with monkeypatch.context() as changed:
+            changed.setitem(connections.settings["default"], "NAME", "another")
+            with pytest.raises(ImproperlyConfigured, match=r"other databases .* \['default'\]. Make"):
+                pool.submit(process_tasks.database)
+        assert pool.submit(process_tasks.database).result(30) == process_tasks.database()
+        assert pool.stats().submitted == 2
+
+
 def test_overridden_settings() -> None:
     """They are this process's; a worker process has those of the module."""
     with override_settings(USE_TZ=False), ProcessPoolExecutor(1) as pool:

@@ -14,6 +14,7 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf, registry
+from .execution.executor import Executor
 from .lifecycle.inspection import most_pooled
 
 #: By vendor: how many connections a server takes from ordinary users, and how many it has.
@@ -76,21 +77,24 @@ def check_servers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> l
     """
     if check_settings():
         return []
-    workers = sum(_workers().values())
+    workers, processes = sum(_workers().values()), _processes()
+    hint = "Lower max_workers, or set EXECUTORS_MAX_CONNECTIONS, to what is left for one process."
+    if processes:
+        hint += " Worker processes count one by one, and have each a ceiling: lower their max_workers."
     wanted: Counter[tuple[Any, ...]] = Counter()
     names: dict[tuple[Any, ...], list[str]] = {}
     for alias in databases or ():
         settings = connections[alias].settings_dict
         if most_pooled(connections[alias]) is None:  # its size says what it will have
             server = settings["ENGINE"], settings["HOST"], settings["PORT"]
-            wanted[server] += _under_the_ceiling(alias, workers)
+            wanted[server] += _under_the_ceiling(alias, workers) + processes
             names.setdefault(server, []).append(alias)
     return [
         CheckWarning(
             f"The executors of EXECUTORS may want {number} connections to the server of "
             f"{', '.join(f'DATABASES[{alias!r}]' for alias in names[server])} in each process, and it "
             f"has {room} left.",
-            hint="Lower max_workers, or set EXECUTORS_MAX_CONNECTIONS, to what is left for one process.",
+            hint=hint,
             id="django_executors.W003",
         )
         for server, number in wanted.items()
@@ -131,9 +135,18 @@ def _errors_of(read: Callable[[str], object], names: Iterable[str]) -> list[Chec
     return errors
 
 
+def _named() -> dict[str, Executor]:
+    return {alias: registry.make(alias) for alias in conf.read(conf.EXECUTORS)}
+
+
 def _workers() -> dict[str, int]:
-    """Return how many workers each executor has at most that EXECUTORS names."""
-    return {alias: registry.make(alias)._most_workers for alias in conf.read(conf.EXECUTORS)}
+    """Return how many threads each executor has at most that EXECUTORS names."""
+    return {alias: executor._most_workers for alias, executor in _named().items()}
+
+
+def _processes() -> int:
+    """Return how many processes they have at most, all together."""
+    return sum(executor._most_processes for executor in _named().values())
 
 
 def _under_the_ceiling(alias: str, workers: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,8 @@ from .execution.thread import ThreadPoolExecutor
 
 DEFAULT = "default"
 
+logger = logging.getLogger(__name__)
+
 
 class Executors:
     """The executors that `settings.EXECUTORS` names, by alias: `executors["default"].submit(...)`.
@@ -24,7 +27,8 @@ class Executors:
     Each is made when it is first asked for, and is one for the process, whichever thread asks, not one
     for each thread as `connections` are. "default" is there without a setting too: a
     `ThreadPoolExecutor` as it is by itself. In a forked child each is the child's own, without threads
-    and tasks. At exit Python waits for them as for all pools. Iterating gives the aliases.
+    and tasks. At exit Python waits for them as for all pools. Iterating gives the aliases. One that has
+    broken, as when a worker process has died, is replaced when it is next asked for, with a WARNING.
 
     After `override_settings(EXECUTORS=...)`, and again at its end, each is made anew. One that somebody
     still refers to goes on; another ends when its tasks have.
@@ -39,13 +43,23 @@ class Executors:
 
     def __getitem__(self, alias: str) -> Executor:
         made = self._made  # at once: a change of the setting replaces it
-        if alias not in made:
-            # Not under a lock: the class's module may be being imported by another thread, and use this.
-            executor = make(alias)
-            made.setdefault(alias, executor)
-            if self._is_shut_down:
-                executor.shutdown(wait=False)
-        return made[alias]
+        executor = made.get(alias)
+        # Without a lock: the class's module may be being imported by another thread, and use this. Who
+        # puts it there first has made it.
+        if executor is None:
+            executor = made.setdefault(alias, self._make(alias))
+        while (why := executor._why_useless()) is not None:
+            successor = self._make(alias)
+            if vars(executor).setdefault("_successor", successor) is successor:
+                logger.warning("executor=%s is made anew: %s", alias, why)
+            executor = made[alias] = vars(executor)["_successor"]
+        return executor
+
+    def _make(self, alias: str) -> Executor:
+        executor = make(alias)
+        if self._is_shut_down:
+            executor.shutdown(wait=False)
+        return executor
 
     def __iter__(self) -> Iterator[str]:
         return iter(named())

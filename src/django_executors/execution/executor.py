@@ -18,6 +18,8 @@ class Executor(concurrent.futures.Executor):
 
     #: How many threads of this process run its tasks at once, besides those that submit them.
     _most_workers = 0
+    #: How many processes of its own on this machine do.
+    _most_processes = 0
 
     def submit_on_commit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -82,6 +84,12 @@ class Executor(concurrent.futures.Executor):
         def shutdown(
             self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
         ) -> None: ...
+
+    def _why_useless(self) -> str | None:
+        """Say why no task can run any more that could run in one that is made anew; None: it can."""
+        # A private name of the standard pools': a process has died, an initializer has failed.
+        why = getattr(self, "_broken", False)
+        return str(why) if why else None
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers."""

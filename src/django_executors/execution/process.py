@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.arguments import check_timeout
-from django_executors.lifecycle import portable
+from django_executors.lifecycle import databases, portable
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
@@ -94,7 +94,9 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         work = ProcessWork(self._name, self._calls)
         standard["_initializer"] = child.begin
         standard["_work_ids"] = WorkIds(work, self._pending_work_items)
-        self._most_workers: int = standard["_max_workers"]
+        self._most_processes: int = standard["_max_workers"]
+        #: What DATABASES had when the first task was submitted; None: no settings.
+        self._databases: databases.Databases | None = None
         work.processes = self._processes
         self._work = self._immediate._work = work
         initializer, initargs = self._users_initializer
@@ -119,24 +121,33 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         Raises:
             RuntimeError: after `shutdown`, or while the interpreter exits.
             BrokenProcessPool: a process has ended, or an initializer failed.
-            ImproperlyConfigured: a database is in this process's memory, where no other can see it.
+            ImproperlyConfigured: a database is in this process's memory, where no other can see it; or
+                this process has other ones in DATABASES than when the pool's first task was submitted.
             PicklingError: the initializer, or what DATABASES has, cannot be pickled.
         """
         if inline.switched_on:
             return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
         if (holder := current_holder()).entries:
             warn_if_open(holder, fn)
-        if len(self._work.processes) < self._most_workers:
+        if self._databases is None:
+            self._databases = databases.configured()
+        else:
+            databases.refuse_others(self._databases)
+        if len(self._work.processes) < self._most_processes:
             start = child.Start(self._name, self._calls, self._users_initializer, self._max_tasks)
             vars(self)["_initargs"] = (start,)
         submit: Callable[..., concurrent.futures.Future[R]] = super().submit
         return submit(child.run, portable.pack(), time.monotonic(), child.Call(fn, args, kwargs))
 
+    def _why_useless(self) -> str | None:
+        others = databases.differing(self._databases) if self._databases is not None else []
+        return super()._why_useless() or (f"DATABASES has changed: {others}" if others else None)
+
     def _adjust_process_count(self) -> None:
         # A private method of the standard class's, which counts as idle what has been replaced since,
         # and then starts too few, or none (CPython's issue 115634).
         if threading.current_thread() is self._work.manager():  # one has ended
-            if len(self._processes) < min(self._most_workers, len(self._pending_work_items)):
+            if len(self._processes) < min(self._most_processes, len(self._pending_work_items)):
                 self._spawn_process()
             return
         idle = vars(self)["_idle_worker_semaphore"]

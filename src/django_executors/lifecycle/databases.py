@@ -41,6 +41,34 @@ def effective() -> Databases | None:
     return found
 
 
+def configured() -> Databases | None:
+    """Return a copy of what this process has in DATABASES now; None: Django has no settings here."""
+    if not settings.configured:
+        return None
+    return {alias: dict(each) for alias, each in connections.settings.items()}
+
+
+def differing(databases: Databases) -> list[str]:
+    """Return the aliases for which this process has something else in DATABASES."""
+    now = connections.settings
+    if now == databases:
+        return []
+    return sorted(alias for alias in {*databases, *now} if now.get(alias) != databases.get(alias))
+
+
+def refuse_others(before: Databases) -> None:
+    """Return if this process has in DATABASES what it had before.
+
+    Raises:
+        ImproperlyConfigured: it has something else.
+    """
+    if others := differing(before):
+        raise ImproperlyConfigured(
+            f"The pool's processes have other databases than are in DATABASES now: {others}. Make a new "
+            "pool; in tests, when the test databases are there"
+        )
+
+
 def settings_module() -> str | None:
     """Return the name of the module that the settings are from; None: they are from no module."""
     # Private names of Django's: inside `override_settings` the settings lie below what is overridden.
@@ -94,8 +122,8 @@ def set_up_once(module: str | None, load: Callable[[], Databases]) -> None:
             raise ImproperlyConfigured(
                 f"it has the settings of {settings_module()}, and the tasks are to run with {module}"
             )
-        if differing := _differing(wanted):
-            raise ImproperlyConfigured(f"it has other databases than the tasks are for: {differing}")
+        if others := differing(wanted):
+            raise ImproperlyConfigured(f"it has other databases than the tasks are for: {others}")
 
 
 _lock = threading.Lock()
@@ -111,14 +139,6 @@ def _complete(where: str, database: dict[str, Any], own: Mapping[str, Any]) -> N
                     f"{where}[{name!r}] is not in its own settings, and is not sent by others"
                 )
             database[name] = own[name]
-
-
-def _differing(databases: Databases) -> list[str]:
-    return sorted(
-        alias
-        for alias in {*databases, *connections.settings}
-        if connections.settings.get(alias) != databases.get(alias)
-    )
 
 
 def set_up(module: str | None, databases: Databases) -> None:
@@ -143,7 +163,7 @@ def set_up(module: str | None, databases: Databases) -> None:
         held.update(database)
     if not apps.ready:
         django.setup()
-    if differing := _differing(databases):  # an AppConfig may have changed them
+    if others := differing(databases):  # an AppConfig may have changed them
         raise ImproperlyConfigured(
-            f"A worker process would use other databases than its parent: {differing}"
+            f"A worker process would use other databases than its parent: {others}"
         )
