@@ -176,6 +176,11 @@ def wait_for_a_file(path: str) -> None:
     wait_until(Path(path).exists, within=60)
 
 
+def die_when_there_is_a_file(path: str) -> None:
+    wait_for_a_file(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def append_a_line(path: str) -> None:
     with Path(path).open("a") as calls:
         calls.write("called\n")

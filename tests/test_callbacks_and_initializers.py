@@ -11,6 +11,7 @@ from django.db import connection, transaction
 
 from django_executors import ThreadPoolExecutor, all_connections
 
+from .gates import Gate
 from .observers import PostgresObserver
 from .testapp.models import Entry
 from .waiting import wait_until
@@ -262,3 +263,28 @@ def test_initializer_that_raises(postgres: PostgresObserver, caplog: pytest.LogC
     assert held == [1]
     assert_idle_pool_holds_nothing(postgres)
     assert [record.name for record in caplog.records] == ["concurrent.futures"]
+
+
+def test_initializer_that_raises_after_a_shutdown() -> None:
+    """The other workers end all the same."""
+    begins, task = Gate(), Gate()
+    workers: list[threading.Thread] = []
+
+    def initializer() -> None:
+        workers.append(threading.current_thread())
+        if len(workers) == 2:
+            begins()
+            raise LookupError("of the second")
+
+    pool = ThreadPoolExecutor(2, initializer=initializer)
+    busy = pool.submit(task)
+    task.wait_for()
+    pool.submit(int)
+    begins.wait_for()
+    pool.shutdown(wait=False)
+    begins.open()
+    workers[1].join(10)
+    task.open()
+    busy.result(10)
+    workers[0].join(10)
+    assert not any(worker.is_alive() for worker in workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import multiprocessing
 import pickle
 import threading
 from decimal import Decimal, localcontext
@@ -63,6 +64,21 @@ def test_what_a_process_has_of_the_context() -> None:
         ]
 
 
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_the_context_in_which_a_process_starts(method: str) -> None:
+    """It is the one task's: no other has anything of it."""
+
+    def as_somebody() -> Any:
+        process_tasks.change_surroundings()
+        return pool.submit(process_tasks.surroundings).result(30)
+
+    mine = process_tasks.surroundings()
+    with ProcessPoolExecutor(1, method) as pool:
+        somebodys = contextvars.copy_context().run(as_somebody)
+        assert somebodys == ("fr", "America/Lima", "of a task")
+        assert pool.submit(process_tasks.surroundings).result(30) == mine != somebodys
+
+
 @pytest.mark.parametrize("name", [":memory:", "file:memorydb_default?mode=memory&cache=shared"])
 def test_sqlite_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, since a worker process would see another, empty one."""
@@ -85,6 +101,30 @@ def test_other_databases(monkeypatch: pytest.MonkeyPatch) -> None:
                 pool.submit(process_tasks.database)
         assert pool.submit(process_tasks.database).result(30) == process_tasks.database()
         assert pool.stats().submitted == 2
+
+
+@pytest.mark.parametrize("executor", ["ProcessPoolExecutor()", "DaskExecutor()"])
+def test_in_a_daemonic_process(executor: str) -> None:
+    """The error names what to do; nothing was submitted."""
+    code = f"""
+    import multiprocessing
+    from django_executors import ProcessPoolExecutor
+    from django_executors.dask import DaskExecutor
+
+    def work():
+        executor = {executor}
+        try:
+            executor.submit(print)
+        except RuntimeError as error:
+            print(error, executor.stats().pending)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    process.join()
+    """
+    said = run_python(code, settings="tests.settings", warnings="ignore").stdout
+    assert "this process is daemonic" in said
+    assert said.endswith("run_inline, or --parallel=1; elsewhere a ThreadPoolExecutor 0\n")
 
 
 def test_overridden_settings() -> None:

@@ -9,7 +9,6 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 from unittest import mock
 
@@ -240,31 +239,6 @@ def test_no_cycle(ask: str, pool: ThreadPoolExecutor) -> None:
     del future
     assert reference() is None
     assert isinstance(error, ValueError)
-
-
-def test_broken_pool(caplog: pytest.LogCaptureFixture) -> None:
-    """Tasks that did not run because an initializer failed are named as well."""
-
-    def broken() -> None:
-        raise OSError
-
-    pool = ThreadPoolExecutor(1, initializer=broken)
-    future = pool.submit(fail)
-    assert isinstance(future.exception(10), BrokenThreadPool)
-    gate = Gate()
-
-    def broken_later() -> None:
-        gate()
-        raise OSError
-
-    pool = ThreadPoolExecutor(1, initializer=broken_later)
-    pool.submit(fail)
-    gate.open()
-    pool.shutdown()
-    (record,) = logged(caplog)
-    assert record.getMessage().startswith("task=tests.test_unheard_errors.fail ")
-    assert record.exc_info is not None
-    assert isinstance(record.exc_info[1], BrokenThreadPool)
 
 
 class Broken(logging.Handler):

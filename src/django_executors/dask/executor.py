@@ -17,6 +17,7 @@ from django_executors.execution import inline, living
 from django_executors.execution.ending import end
 from django_executors.execution.executor import Executor
 from django_executors.execution.immediate import ImmediateExecutor
+from django_executors.execution.remotework import check_may_start_processes
 from django_executors.execution.stats import ExecutorStats
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
@@ -116,7 +117,8 @@ class DaskExecutor(Executor):
         some 10 ms after it began; one that is cancelled in that moment runs all the same.
 
         Raises:
-            RuntimeError: after `shutdown`, or while the interpreter exits.
+            RuntimeError: after `shutdown`, while the interpreter exits, or without an address in a
+                daemonic process.
             OSError: nobody answers at the address, for as long as Dask's setting
                 `distributed.comm.timeouts.connect` says.
             ImproperlyConfigured: a worker was set up with other settings or databases, has no password
@@ -178,6 +180,7 @@ class DaskExecutor(Executor):
     def _connect(self) -> tuple[distributed.Client, distributed.LocalCluster | None]:
         cluster = None
         if self._address is None:
+            check_may_start_processes()
             dashboard = self._own["dashboard_address"]
             # Dask has a server for its metrics there even without a dashboard: at whatever port is free.
             own = self._own | {"dashboard_address": dashboard or "127.0.0.1:0"}

@@ -220,27 +220,33 @@ class Link:
             self._news.put((number, None))
 
     def _settle_all(self) -> None:
+        last = None
         while self._futures or not self._ends:
             if (news := self._news.get()) is not None:
-                self._note(*news)
+                settled = self._note(*news)
+                # Kept while there are more: what fails in a row is told in one record.
+                last = None if self._news.empty() else settled
+                del settled
             del news
+        del last
         self._close()
 
-    def _note(self, number: int, found: bytes | BaseException | None) -> None:
+    def _note(self, number: int, found: bytes | BaseException | None) -> ClusterFuture[Any] | None:
         with self._lock:
             future = self._futures.get(number)
             if future is None:
-                return
+                return None
             is_cancelled = not future.running() and not future.set_running_or_notify_cancel()
             if is_cancelled or found is not None:
                 del self._futures[number]
                 self._remotes.pop(number, None)
         if found is None or is_cancelled:
-            return
+            return None
         if isinstance(found, bytes):
             future.set_result(self._outcome(future, found))
         else:
             future.set_exception(_told(found, task_name(future.failed_fn)))
+        return future
 
     def _outcome(self, future: ClusterFuture[Any], packed: bytes) -> Outcome:
         report: worker.Report = loads(packed)

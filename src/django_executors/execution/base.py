@@ -44,6 +44,12 @@ def begin_worker(
     if initializer is not None:
         try:
             initializer(*initargs)
+        except BaseException:
+            # Referred to by the error's traceback, and so there when the standard class breaks it.
+            executor = queue.executor()
+            if executor is None and holder.executor is not None:
+                queue.fail_pending()
+            raise
         finally:
             if holder.executor is None:
                 end_process(sys.exc_info()[1])

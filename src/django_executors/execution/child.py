@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import pickle
 import signal
@@ -103,7 +104,14 @@ class ProcessWorker(Tally):
 
 
 def begin(start: Start) -> None:
-    """Make this process a worker, then run the user's initializer."""
+    """Make this process a worker, then run the user's initializer.
+
+    In an empty context: that of a forked process is the one in which a task was submitted.
+    """
+    contextvars.Context().run(_begin, start)
+
+
+def _begin(start: Start) -> None:
     # The pool ends its processes so when one was killed, and a forked one has its parent's handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     holder = current_holder()

@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from django_executors.lifecycle.naming import listed
+
 from .work import is_alive
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = 0.005
-
-#: The most names in a record.
-_NAMED = 10
 
 
 class Ending(Protocol):
@@ -60,16 +59,6 @@ def end(
                 "executor=%s timeout=%s shutdown left running=%s not_run=%s",
                 name,
                 timeout,
-                _listed(running),
-                _listed(not_run),
+                listed(running),
+                listed(not_run),
             )
-
-
-def _listed(names: Counter[str]) -> str:
-    """Return how many there are and the most frequent names, as in `3 (shop.mail x2, shop.index x1)`."""
-    if not names:
-        return "0"
-    listed = [f"{name} x{count}" for name, count in names.most_common(_NAMED)]
-    if len(names) > _NAMED:
-        listed.append(f"and {len(names) - _NAMED} more")
-    return f"{names.total()} ({', '.join(listed)})"

@@ -7,13 +7,14 @@ import concurrent.futures
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django_executors.exceptions import ExecutorError
 from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.naming import task_name
+from django_executors.lifecycle.naming import listed, task_name
 
 if TYPE_CHECKING:
     from .work import Work
@@ -30,25 +31,46 @@ class _Unheard:
     succeeds costs nothing more.
     """
 
-    __slots__ = ("__weakref__", "_error", "_fn")
+    __slots__ = ("__weakref__", "_error", "_fn", "_others")
 
-    def __init__(self, fn: Any, error: BaseException) -> None:
+    def __init__(self, fn: Any, error: BaseException, others: Broken | None) -> None:
         self._fn = fn
         self._error: BaseException | None = error
+        self._others = others
         _all.add(weakref.ref(self, _all.discard))
 
     def hear(self) -> None:
-        self._fn = self._error = None
+        self._fn = self._error = self._others = None
 
     def tell(self) -> None:
-        fn, error = self._fn, self._error
+        fn, error, others = self._fn, self._error, self._others
         self.hear()
-        if error is not None:
+        if others is not None:
+            others.names[task_name(fn)] += 1
+        elif error is not None:
             logger.error(
                 "task=%s failed, and nobody has asked for its result", task_name(fn), exc_info=error
             )
 
     __del__ = tell
+
+
+class Broken:
+    """What is told together: the tasks that an executor which broke has failed, and nobody asked for."""
+
+    __slots__ = ("__weakref__", "_error", "names")
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+        self.names: Counter[str] = Counter()
+
+    def __del__(self) -> None:
+        if self.names:
+            logger.error(
+                "tasks=%s failed as their executor broke, and nobody has asked for their results",
+                listed(self.names),
+                exc_info=self._error,
+            )
 
 
 _all: set[weakref.ref[_Unheard]] = set()
@@ -140,9 +162,18 @@ class TaskFuture(concurrent.futures.Future[R]):
                 self.work.note_broken(self)
         super().set_exception(exception)
         if exception is not None:
-            self._unheard = _Unheard(fn, exception)
+            self._unheard = _Unheard(fn, exception, self._failed_with(exception))
             if self._was_asked:  # in this order: another thread may ask now
                 self._unheard.hear()
+
+    def _failed_with(self, error: BaseException) -> Broken | None:
+        if self.work is None or not isinstance(error, concurrent.futures.BrokenExecutor):
+            return None
+        others = self.work.broken()
+        if others is None:
+            others = Broken(error)
+            self.work.broken = weakref.ref(others)
+        return others
 
     def _hear(self) -> None:
         self._was_asked = True

@@ -24,6 +24,7 @@ from .ending import end
 from .executor import Executor
 from .immediate import ImmediateExecutor
 from .processwork import ProcessWork
+from .remotework import check_may_start_processes
 from .stats import ExecutorStats
 
 P = ParamSpec("P")
@@ -119,7 +120,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         that the future gets; by an `UnpicklingError`, what cannot be loaded on the other side.
 
         Raises:
-            RuntimeError: after `shutdown`, or while the interpreter exits.
+            RuntimeError: after `shutdown`, while the interpreter exits, or in a daemonic process.
             BrokenProcessPool: a process has ended, or an initializer failed.
             ImproperlyConfigured: a database is in this process's memory, where no other can see it; or
                 this process has other ones in DATABASES than when the pool's first task was submitted.
@@ -130,6 +131,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         if (holder := current_holder()).entries:
             warn_if_open(holder, fn)
         if self._databases is None:
+            check_may_start_processes()
             self._databases = databases.configured()
         else:
             databases.refuse_others(self._databases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections import Counter
 from typing import Any
@@ -12,6 +13,20 @@ from .futures import give_up
 from .remotefuture import RemoteFuture
 from .stats import Tally
 from .work import Work
+
+
+def check_may_start_processes() -> None:
+    """Raise what `multiprocessing` would, an `AssertionError`, with a way out.
+
+    Raises:
+        RuntimeError: the calling process is daemonic.
+    """
+    if multiprocessing.current_process().daemon:
+        raise RuntimeError(
+            "this process is daemonic, and so may not start others, as the workers of `manage.py test "
+            "--parallel`, multiprocessing.Pool and Dask are. In tests use "
+            "django_executors.testing.run_inline, or --parallel=1; elsewhere a ThreadPoolExecutor"
+        )
 
 
 class RemoteWork(Work):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.thread import BrokenThreadPool
@@ -108,6 +109,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         bound = None if max_pending is None else Bound(max_pending, blocks=when_full == "block")
         work = Work(bound)
         queue = WorkQueue(work, self._conn_max_idle)
+        queue.executor = weakref.ref(self)
         super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
         # A private name of the standard class's: the number that it has chosen.
         work.max_workers = self._most_workers = self._max_workers
@@ -167,6 +169,11 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
                 if not self._threads:  # to run the task, whose future nobody gets
                     self._queue.cancel_pending(Counter())
                 raise
+
+    def _initializer_failed(self) -> None:
+        # A private method of the standard class's: it may take away by what a shutdown wakes workers up.
+        super()._initializer_failed()
+        self._queue.put(None)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None

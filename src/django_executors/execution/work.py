@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from django_executors.exceptions import QueueFull
 from django_executors.lifecycle.counting import ConnectionCounts
@@ -16,6 +17,9 @@ from django_executors.lifecycle.naming import task_name
 from .bound import Bound, runs_event_loop
 from .stats import ExecutorStats, Tally
 from .waits import Waits
+
+if TYPE_CHECKING:
+    from .futures import Broken
 
 
 class Initializer:
@@ -80,6 +84,8 @@ class Work:
         self.workers: list[Worker] = []
         self.waits = Waits()
         self.connections = ConnectionCounts()
+        #: What tells of tasks that failed since the executor broke, as long as there is any.
+        self.broken: Callable[[], Broken | None] = lambda: None
         #: Written by `submit`, under the pool's own lock.
         self.submitted = 0
         # Reentrant: a generator that the collector finalizes may cancel what it has submitted.

@@ -23,6 +23,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from django_executors.lifecycle.holder import Holder, current_holder
@@ -51,6 +52,8 @@ class WorkQueue(queue.SimpleQueue[Any]):
     def __init__(self, work: Work, conn_max_idle: float = 0.0) -> None:
         self.work = work
         self.bound = work.bound
+        #: Return the pool, if somebody refers to it.
+        self.executor: Callable[[], Any] = lambda: None
         self._conn_max_idle = conn_max_idle
         # What is queued and is no work: the standard pool queues None to wake workers up. A deque
         # counts without a lock: one may be queued by a weak reference's callback, at any allocation.
@@ -90,6 +93,16 @@ class WorkQueue(queue.SimpleQueue[Any]):
             self._markers.pop()
         self._count(item, holder)
         return item
+
+    def fail_pending(self) -> None:
+        """An initializer has failed, and nobody refers to the pool: the standard class does nothing."""
+        error = concurrent.futures.thread.BrokenThreadPool("an initializer has failed")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (item := self.get_nowait()) is not None:
+                    item.future.set_exception(error)
+                del item
+        self.put(None)  # by that the other workers are to end
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         # Only a worker asks for work in this way, and only between two tasks.

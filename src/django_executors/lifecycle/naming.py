@@ -1,11 +1,15 @@
-"""The name by which logs and records call a task."""
+"""The name by which logs and records call a task, and several of them."""
 
 from __future__ import annotations
 
 import contextvars
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+#: The most names in a record.
+_NAMED = 10
 
 
 def task_name(fn: Callable[..., Any]) -> str:
@@ -29,3 +33,13 @@ def _name(fn: Callable[..., Any]) -> str:
         name = fn.__qualname__
     module = getattr(fn, "__module__", None)
     return f"{module}.{name}" if isinstance(module, str) else name
+
+
+def listed(names: Counter[str]) -> str:
+    """Return how many there are and the most frequent names, as in `3 (shop.mail x2, shop.index x1)`."""
+    if not names:
+        return "0"
+    listed = [f"{name} x{count}" for name, count in names.most_common(_NAMED)]
+    if len(names) > _NAMED:
+        listed.append(f"and {len(names) - _NAMED} more")
+    return f"{names.total()} ({', '.join(listed)})"
