@@ -1,11 +1,11 @@
 """Tasks and tests of `docs/processes.md`, which includes them from here."""
 
 # mypy: ignore-errors
-# ruff: noqa: E402, PT009
+# ruff: noqa: E402, I001, PT009
+from .testapp.models import Entry
+
 # tasks: begin
 from django_executors import ProcessPoolExecutor
-
-from .testapp.models import Entry
 
 
 def length_of(pk):
@@ -15,7 +15,7 @@ def length_of(pk):
 
 def lengths(pks):
     with ProcessPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(length_of, pks, chunksize=100))
+        return list(pool.map(length_of, pks, chunksize=10))
 
 
 # initializer: begin

@@ -8,7 +8,9 @@ import signal
 import threading
 from concurrent.futures import Future
 from decimal import Decimal, getcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -179,6 +181,10 @@ def wait_for_a_file(path: str) -> None:
 def die_when_there_is_a_file(path: str) -> None:
     wait_for_a_file(path)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send(end: Connection[Any, Any], what: str) -> None:
+    end.send(what)
 
 
 def append_a_line(path: str) -> None:

@@ -20,7 +20,7 @@ from django.utils import timezone, translation
 from django_executors import ProcessPoolExecutor
 from django_executors.testing import run_inline
 
-from . import process_reports
+from . import process_reports, process_tasks
 from .ceilings import ceiling
 from .observers import PostgresObserver
 from .running_cases import run_case
@@ -29,6 +29,7 @@ from .test_docs import TUTORIAL, plain_blocks
 from .test_docs_examples import DIFF
 from .test_docs_named import defined_by
 from .testapp.models import Entry
+from .waiting import wait_until
 
 PAGE = TUTORIAL.with_name("processes.md")
 SCRIPT, AGAIN, SETTINGS = plain_blocks(PAGE)
@@ -114,6 +115,15 @@ def test_each_process_counts_by_itself(tmp_path: Path) -> None:
         futures = [pool.submit(reports.hold, str(tmp_path), 2) for _ in range(2)]
         found = dict(future.result(30) for future in futures)
     assert list(found.values()) == [2, 2]
+
+
+def test_each_process_has_psycopgs_pool_of_its_own(postgres: PostgresObserver) -> None:
+    """It keeps four connections for its one worker, and ends with the process."""
+    connections["pooled"].close_pool()  # type: ignore[attr-defined]
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(process_tasks.server_pids, "pooled").result(30)
+        assert len(wait_until(lambda: postgres.backends("pooled"), lambda found: len(found) == 4)) == 4
+    assert not postgres.left("pooled")
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import re
 import textwrap
@@ -72,6 +73,14 @@ def test_a_keyword_that_cannot_travel(executor: Any) -> None:
 def test_the_traceback_of_an_error_that_cannot_travel(executor: Any) -> None:
     error = executor.submit(tasks.raise_required).exception(30)
     assert 'in raise_required\n    raise Required("told", 7)' in str(error.__cause__)
+
+
+def test_what_the_standard_pool_sends_in_its_own_way() -> None:
+    """A pipe's end is not pickled as what it looks like, a number."""
+    here, there = multiprocessing.Pipe()
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(tasks.send, there, "sent").result(30)
+        assert here.recv() == "sent"
 
 
 def test_a_function_of_the_prompt() -> None:

@@ -175,12 +175,13 @@ def test_without_django() -> None:
     [
         ({"mp_context": "thread"}, "^mp_context must be a context, or one of .*spawn.*not 'thread'"),
         ({"max_workers": 0}, "max_workers"),
+        ({"max_workers": "4"}, "^max_workers must be an int or None, not '4'"),
         ({"max_tasks_per_child": 0}, "max_tasks_per_child"),
         ({"max_tasks_per_child": 1, "mp_context": "fork"}, "max_tasks_per_child"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ProcessPoolExecutor(**arguments)
 
 

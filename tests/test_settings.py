@@ -69,6 +69,18 @@ BAD_EXECUTORS = [
         f"{ENTRY}['OPTIONS']: ValueError: max_workers must be greater than 0. ",
     ),
     (
+        {"default": {"OPTIONS": {"max_workers": "8"}}},
+        f"{ENTRY}['OPTIONS']: TypeError: max_workers must be an int or None, not '8'. Thread",
+    ),
+    (
+        {"default": {"OPTIONS": {"initializer": 8}}},
+        f"{ENTRY}['OPTIONS']: TypeError: initializer must be a callable. Thread",
+    ),
+    (
+        {"default": {"BACKEND": "django_executors.ProcesPoolExecutor"}},
+        "has 'django_executors.ThreadPoolExecutor', 'django_executors.ProcessPoolExecutor', ",
+    ),
+    (
         {"default": {"BACKEND": "django_executors.ImmediateExecutor", "OPTIONS": {"max_workers": 1}}},
         "ImmediateExecutor takes no options",
     ),

@@ -150,7 +150,6 @@ def unfit_initargs(cls: type[Standard]) -> None:
 MISTAKES: dict[str, Callable[[type[Any]], object]] = {
     "no workers": lambda cls: cls(0),
     "workers below zero": lambda cls: cls(-1),
-    "workers as text": lambda cls: cls("3"),
     "initializer is no function": lambda cls: cls(initializer=5),
     "initializer is false": lambda cls: cls(initializer=0),
     "initargs is no sequence": unfit_initargs,

@@ -45,6 +45,16 @@ def check_timeout(timeout: object, *, wait: bool) -> float | None:
     return seconds
 
 
+def check_workers(max_workers: object) -> None:
+    """Refuse a number of workers that is none. The standard classes look for one that is too small.
+
+    Raises:
+        TypeError: it is neither None nor an int.
+    """
+    if isinstance(max_workers, bool) or not isinstance(max_workers, int | None):
+        raise TypeError(f"max_workers must be an int or None, not {max_workers!r}")
+
+
 def check_bound(max_pending: object, when_full: object) -> None:
     """Refuse a bound on the queue that is none.
 

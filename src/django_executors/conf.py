@@ -22,6 +22,12 @@ WAIT_TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
 
 #: Of an entry of EXECUTORS that names none.
 DEFAULT_BACKEND = "django_executors.ThreadPoolExecutor"
+BACKENDS = (
+    DEFAULT_BACKEND,
+    "django_executors.ProcessPoolExecutor",
+    "django_executors.dask.DaskExecutor",
+    "django_executors.ImmediateExecutor",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +108,10 @@ def _named(where: str, alias: object, entry: object) -> Named:
     try:
         return Named(backend=import_string(backend), options=dict(options))
     except Exception as error:
-        raise ImproperlyConfigured(f"{where}['BACKEND']: {type(error).__name__}: {error}") from error
+        raise ImproperlyConfigured(
+            f"{where}['BACKEND']: {type(error).__name__}: {error}. This library has "
+            f"{', '.join(map(repr, BACKENDS))}"
+        ) from error
 
 
 def _max_connections(value: object) -> Mapping[str, int]:

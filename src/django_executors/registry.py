@@ -131,12 +131,15 @@ def make(alias: str) -> Executor:
     takes = inspect.signature(backend).parameters
     options = {"thread_name_prefix": alias} if "thread_name_prefix" in takes else {}
     try:
-        return backend(**{**options, **entry.options})
+        executor = backend(**{**options, **entry.options})
     except Exception as error:
+        said = f"{type(error).__name__}: {error}".removesuffix(".")
         raise ImproperlyConfigured(
-            f"EXECUTORS[{alias!r}]['OPTIONS']: {type(error).__name__}: {error}. {backend.__qualname__} "
-            f"takes {', '.join(map(repr, takes)) or 'no options'}"
+            f"EXECUTORS[{alias!r}]['OPTIONS']: {said}. {backend.__qualname__} takes "
+            f"{', '.join(map(repr, takes)) or 'no options'}"
         ) from error
+    executor._be_called(alias)
+    return executor
 
 
 #: Those of this process.

@@ -177,6 +177,9 @@ class DaskExecutor(Executor):
         """
         return self._work.stats()
 
+    def _be_called(self, name: str) -> None:
+        self._name = self._work.name = name
+
     def _connect(self) -> tuple[distributed.Client, distributed.LocalCluster | None]:
         cluster = None
         if self._address is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import copyreg
 import functools
+import io
 import pickle
 import signal
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -180,12 +183,19 @@ def _load_and_call(worker: ProcessWorker, call: bytes) -> Any:
     return worker.fn(*args, **kwargs)
 
 
+class _Pickler(pickle.Pickler):
+    """Does what `ForkingPickler` does, which makes its table anew for each object that it pickles."""
+
+    # A private name of multiprocessing's: how connections, sockets and such are sent.
+    dispatch_table = ChainMap[Any, Any](  # noqa: RUF012 - the base class reads it there
+        vars(ForkingPickler)["_extra_reducers"], copyreg.dispatch_table
+    )
+
+
 def _dumps(value: object) -> bytes:
-    try:
-        return pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - of whatever class
-        # It takes longer, and knows sockets and such too.
-        return bytes(ForkingPickler.dumps(value))
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
 
 
 class InChunks:

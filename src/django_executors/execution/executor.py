@@ -85,6 +85,9 @@ class Executor(concurrent.futures.Executor):
             self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
         ) -> None: ...
 
+    def _be_called(self, name: str) -> None:
+        """Have logs call it so, where its threads' names do not."""
+
     def _why_useless(self) -> str | None:
         """Say why no task can run any more that could run in one that is made anew; None: it can."""
         # A private name of the standard pools': a process has died, an initializer has failed.

@@ -6,6 +6,7 @@ import atexit
 import concurrent.futures
 import logging
 import os
+import pickle
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -168,6 +169,8 @@ class TaskFuture(concurrent.futures.Future[R]):
 
     def _failed_with(self, error: BaseException) -> Broken | None:
         if self.work is None or not isinstance(error, concurrent.futures.BrokenExecutor):
+            return None
+        if isinstance(error, pickle.PickleError):  # this task's own
             return None
         others = self.work.broken()
         if others is None:

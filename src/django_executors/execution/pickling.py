@@ -19,6 +19,14 @@ Dumps = Callable[[Any], bytes]
 _IMPORTED = "A task must be a function at the top of a module that the worker can import"
 
 
+class UnpicklingError(process.BrokenProcessPool, pickle.UnpicklingError):
+    """What has come cannot be loaded: a task in its worker, or a result here.
+
+    Where the standard class breaks its pool for this, whoever handles that handles this; here the pool
+    goes on.
+    """
+
+
 def of_call(
     error: Exception, dumps: Dumps, fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Exception:
@@ -47,8 +55,8 @@ def load_call(packed: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[
     """
     try:
         return pickle.loads(packed)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise pickle.UnpicklingError(
+    except BaseException as error:
+        raise UnpicklingError(
             f"the task has come to a worker, but cannot be unpickled there: {_told(error)}. {_IMPORTED}"
         ) from error
 
@@ -69,7 +77,7 @@ def dump_outcome(
     try:
         packed = dumps((error, text))
         pickle.loads(packed)
-    except Exception as raised:  # noqa: BLE001 - of whatever class
+    except BaseException as raised:  # noqa: BLE001 - of whatever class
         packed = dumps((_unpicklable(f"error, a {_told(error)},", fn, raised), text))
     return packed, True
 
@@ -83,7 +91,7 @@ def load_outcome(packed: bytes, fn: Any, *, failed: bool) -> tuple[Any, bool]:
             value.__cause__ = _remote_traceback(f'\n"""\n{text}"""')
     except BaseException as raised:  # noqa: BLE001 - of whatever class
         what = "error" if failed else "result"
-        named = pickle.UnpicklingError(
+        named = UnpicklingError(
             f"the {what} of task={task_name(fn)} has come, but cannot be unpickled here: {_told(raised)}"
         )
         named.__cause__ = raised
@@ -91,7 +99,7 @@ def load_outcome(packed: bytes, fn: Any, *, failed: bool) -> tuple[Any, bool]:
     return value, failed
 
 
-def _unpicklable(what: str, fn: Any, raised: Exception) -> pickle.PicklingError:
+def _unpicklable(what: str, fn: Any, raised: BaseException) -> pickle.PicklingError:
     return pickle.PicklingError(f"the {what} of task={task_name(fn)} cannot be pickled: {raised}")
 
 

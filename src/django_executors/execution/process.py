@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
-from django_executors.arguments import check_timeout
+from django_executors.arguments import check_timeout, check_workers
 from django_executors.lifecycle import databases, portable
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
@@ -63,7 +63,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
     Raises:
         ValueError: max_workers is not greater than 0, max_tasks_per_child is below 1, or mp_context is
             no start method of this system's.
-        TypeError: initializer is not callable, or max_tasks_per_child is no int.
+        TypeError: max_workers or max_tasks_per_child is no int, or initializer is not callable.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         *,
         max_tasks_per_child: int | None = None,
     ) -> None:
+        check_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._users_initializer = initializer, initargs
@@ -140,6 +141,9 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
             vars(self)["_initargs"] = (start,)
         submit: Callable[..., concurrent.futures.Future[R]] = super().submit
         return submit(child.run, portable.pack(), time.monotonic(), child.Call(fn, args, kwargs))
+
+    def _be_called(self, name: str) -> None:
+        self._name = self._work.name = name
 
     def _why_useless(self) -> str | None:
         others = databases.differing(self._databases) if self._databases is not None else []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from django_executors.arguments import check_bound, check_seconds, check_timeout
+from django_executors.arguments import check_bound, check_seconds, check_timeout, check_workers
 from django_executors.lifecycle import context
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
@@ -73,7 +73,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
     Raises:
         ValueError: max_workers or max_pending is not greater than 0, conn_max_idle is below 0, or
             when_full is neither "block" nor "raise", or is "raise" without max_pending.
-        TypeError: initializer is not callable, max_workers, conn_max_idle is no number, max_pending
+        TypeError: initializer is not callable, conn_max_idle is no number, max_workers or max_pending
             is no int, or inherit_context is no bool.
     """
 
@@ -89,6 +89,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         when_full: Literal["block", "raise"] = "block",
         inherit_context: bool = True,
     ) -> None:
+        check_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         conn_max_idle = check_seconds("conn_max_idle", conn_max_idle)
