@@ -23,7 +23,8 @@ from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
 from . import setup
-from .link import ClusterWork, Link
+from .link import Link
+from .work import ClusterWork
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -21,14 +21,14 @@ from distributed import Client, LocalCluster
 from distributed import Future as DaskFuture
 
 from django_executors.execution import pickling
-from django_executors.execution.remotefuture import Outcome, RemoteFuture
-from django_executors.execution.remotework import RemoteWork
+from django_executors.execution.remotefuture import Outcome
 from django_executors.execution.work import is_alive
 from django_executors.lifecycle import portable
 from django_executors.lifecycle.naming import task_name
 
 from . import setup, worker
 from .pickles import dumps, loads
+from .work import ClusterFuture, ClusterWork
 
 R = TypeVar("R")
 
@@ -36,43 +36,6 @@ R = TypeVar("R")
 _BATCH = 1_000_000
 
 _numbers = itertools.count()
-
-
-class ClusterFuture(RemoteFuture[R]):
-    """The future of a task on a cluster."""
-
-    link: Link
-    number: int
-
-
-class ClusterWork(RemoteWork):
-    """What an executor has to do on a cluster. One of its links at most takes tasks."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._links: list[Link] = []
-
-    def links(self) -> list[Link]:
-        """Return those whose threads have not ended."""
-        self._links = [link for link in self._links if is_alive(link.thread)]
-        return self._links
-
-    def add(self, link: Link) -> None:
-        self._links.append(link)
-
-    def end(self) -> None:
-        """Take no more tasks, and have all threads end when their tasks are settled."""
-        for link in self.links():
-            link.end()
-
-    def note_cancelled(self, future: Any) -> None:
-        super().note_cancelled(future)
-        future.link.drop(future)
-
-    def retire(self) -> None:
-        super().retire()
-        for link in self._links:
-            link.retire()
 
 
 class Link:
