@@ -4,8 +4,10 @@
 # tasks: begin
 try:
     from django.tasks import task
+    from django.tasks.exceptions import TaskResultDoesNotExist
 except ImportError:  # Django 5.2
     from django_tasks import task
+    from django_tasks.exceptions import TaskResultDoesNotExist
 
 from .testapp.models import Entry
 
@@ -16,7 +18,7 @@ def count_entries(prefix):
 
 
 # views: begin
-from django.http import JsonResponse  # noqa: E402
+from django.http import Http404, JsonResponse  # noqa: E402
 
 
 def start(request, prefix):
@@ -25,6 +27,9 @@ def start(request, prefix):
 
 
 def look(request, result_id):
-    result = count_entries.get_result(result_id)
+    try:
+        result = count_entries.get_result(result_id)
+    except TaskResultDoesNotExist:
+        raise Http404 from None
     value = result.return_value if result.status == "SUCCESSFUL" else None
     return JsonResponse({"status": result.status, "value": value})

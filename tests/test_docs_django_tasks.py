@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+from django.http import Http404
 from django.test import RequestFactory, override_settings
 
 from django_executors import executors
@@ -32,4 +34,6 @@ def test_the_page() -> None:
         assert type(task_backends["default"]) is ExecutorBackend
         started = json.loads(start(request, "app").content)
         assert wait_until(answer, lambda found: found["value"]) == {"status": "SUCCESSFUL", "value": 1}
+        with pytest.raises(Http404):
+            look(request, "nothing")
         executors.shutdown()
