@@ -6,6 +6,7 @@ import contextvars
 import multiprocessing
 import pickle
 import threading
+import weakref
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import process_tasks
 from .forking import fork
 from .observers import PostgresObserver
 from .subprocesses import run_python
+from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
 
@@ -101,6 +103,18 @@ def test_other_databases(monkeypatch: pytest.MonkeyPatch) -> None:
                 pool.submit(process_tasks.database)
         assert pool.submit(process_tasks.database).result(30) == process_tasks.database()
         assert pool.stats().submitted == 2
+
+
+def test_a_pool_that_nobody_refers_to() -> None:
+    """All of its tasks run, also when its processes are replaced; then it ends, with its processes."""
+
+    def submit() -> tuple[Any, list[Any]]:
+        pool = ProcessPoolExecutor(1, max_tasks_per_child=2)
+        return weakref.ref(pool), [pool.submit(process_tasks.process_id) for _ in range(5)]
+
+    pool, futures = submit()
+    assert len({future.result(30) for future in futures}) == 3
+    assert wait_until(lambda: pool() is None and not multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("executor", ["ProcessPoolExecutor()", "DaskExecutor()"])

@@ -100,6 +100,8 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         #: What DATABASES had when the first task was submitted; None: no settings.
         self._databases: databases.Databases | None = None
         work.processes = self._processes
+        if self._max_tasks is not None:
+            work.replacing = weakref.ref(self)
         self._work = self._immediate._work = work
         initializer, initargs = self._users_initializer
         self._in_callers_threads = inline.InCallersThreads(

@@ -27,10 +27,28 @@ class ProcessWork(RemoteWork):
         #: The worker processes by pid, the standard pool's own book; and the thread that keeps it.
         self.processes: Mapping[int, Any] = {}
         self.manager: Callable[[], threading.Thread | None] = lambda: None
+        #: Return the pool, if it replaces its processes.
+        self.replacing: Callable[[], object] | None = None
+        #: That pool, as long as there are tasks: without it, nobody would replace one.
+        self._kept: object = None  # guarded by _lock
 
     def note_submitted(self, future: RemoteFuture[Any]) -> None:
-        super().note_submitted(future)
+        with self._lock:
+            super().note_submitted(future)
+            if self.replacing is not None:
+                self._kept = self.replacing()
         self.calls.announce(1)
+
+    def note_done(self, future: Any) -> None:
+        if self.replacing is None:
+            super().note_done(future)
+            return
+        kept = None
+        with self._lock:
+            super().note_done(future)
+            if not self.items:
+                kept, self._kept = self._kept, None
+        del kept  # not under the lock: it may be the last reference
 
     def note_cancelled(self, future: Any) -> None:
         super().note_cancelled(future)

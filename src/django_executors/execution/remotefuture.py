@@ -67,7 +67,7 @@ class RemoteFuture(TaskFuture[R]):
         if vars(self)["_done_callbacks"]:
             with _Callbacks(self.work):
                 super()._invoke_callbacks()  # type: ignore[misc]
-        self.work.items.discard(self)
+        self.work.note_done(self)
 
     def _waits_of_its_pool(self, timeout: float | None) -> AbstractContextManager[None] | None:
         work = self.work

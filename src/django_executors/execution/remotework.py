@@ -65,6 +65,10 @@ class RemoteWork(Work):
 
     def note_cancelled(self, future: Any) -> None:
         super().note_cancelled(future)
+        self.note_done(future)
+
+    def note_done(self, future: Any) -> None:
+        """It has its outcome, and its callbacks have run."""
         self.items.discard(future)
 
     def _tallies(self) -> list[Tally]:
