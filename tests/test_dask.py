@@ -87,6 +87,27 @@ def test_the_remote_traceback(executor: DaskExecutor) -> None:
     assert "in fail\n    raise LookupError" in str(error.__cause__)
 
 
+def test_submitted_as_the_interpreter_exits() -> None:
+    """It is refused, as the standard classes do it."""
+    code = """
+    import atexit
+    from django_executors.dask import DaskExecutor
+
+    def late():
+        try:
+            executor.submit(abs, -2)
+        except RuntimeError as error:
+            print(error, executor.stats().submitted)
+
+    if __name__ == "__main__":
+        executor = DaskExecutor(n_workers=1, threads_per_worker=1)
+        executor.submit(abs, -1).result(30)
+        atexit.register(late)
+    """
+    said = run_python(code, settings=None, warnings="ignore").stdout
+    assert said == "cannot schedule new futures after interpreter shutdown 1\n"
+
+
 @pytest.mark.parametrize("code", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_endings_that_end_threads(code: BaseException, executor: DaskExecutor) -> None:
     """They end the task, and no worker."""

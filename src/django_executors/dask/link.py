@@ -50,6 +50,8 @@ class Link:
         connect: Callable[[], tuple[Client, LocalCluster | None]],
         used: setup.Used | None,
     ) -> None:
+        if _exits.is_set():
+            raise RuntimeError(_TOO_LATE)
         self._work = work
         self._used = used
         self._topic = f"django_executors-{uuid.uuid4().hex}"
@@ -105,8 +107,10 @@ class Link:
             packed = dumps((self._topic, future.number, self._plugin, portable.pack(), call))
         except Exception as found:  # noqa: BLE001 - of whatever class
             error = pickling.of_call(found, dumps, fn, args, kwargs)
-        self._work.note_submitted(future)
         with self._lock:
+            if self._ends:
+                raise RuntimeError(_TOO_LATE)
+            self._work.note_submitted(future)
             self._futures[future.number] = future
             if error is not None:
                 self._news.put((future.number, error))
@@ -129,7 +133,8 @@ class Link:
 
     def end(self) -> None:
         """Take no more tasks, and have the thread end when all are settled."""
-        self._ends = True
+        with self._lock:
+            self._ends = True
         self._news.put(None)
 
     def retire(self) -> None:
@@ -242,7 +247,13 @@ _all: weakref.WeakSet[Link] = weakref.WeakSet()
 _of_parents: list[object] = []
 
 
+#: Set when the interpreter exits.
+_exits = threading.Event()
+_TOO_LATE = "cannot schedule new futures after interpreter shutdown"
+
+
 def _at_exit() -> None:
+    _exits.set()
     links = [link for link in _all if is_alive(link.thread)]
     for link in links:
         link.end()
