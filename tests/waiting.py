@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(read: Callable[[], T], good: Callable[[T], bool] = bool, *, within: float = 2.0) -> T:
+def wait_until(read: Callable[[], T], good: Callable[[T], bool] = bool, *, within: float = 10.0) -> T:
     """Read again and again until the value is good, for `within` seconds, and return the last one."""
     deadline = time.monotonic() + within
     pause = threading.Event()
