@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import multiprocessing
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.test import override_settings
 
-from django_executors import DeadlockError, ExecutorError, executors
+from django_executors import DeadlockError, ExecutorError, ThreadPoolExecutor, executors
 from django_executors.dask import DaskExecutor
 from django_executors.testing import run_inline
 
@@ -201,6 +202,37 @@ def test_nobody_listens() -> None:
         with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}), pytest.raises(OSError):
             executor.submit(int)
         assert executor.stats().submitted == 0
+
+
+def test_shutdown_while_it_connects() -> None:
+    """It returns at its deadline; the `submit` that connects finds out by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
+        executor = DaskExecutor(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        submitted = threads.submit(executor.submit, int)
+        connected, _ = silent.accept()
+        executor.shutdown(timeout=0.1)
+        executor.shutdown(wait=False)
+        assert not submitted.done()
+        connected.close()
+        silent.close()
+        assert isinstance(submitted.exception(60), (OSError, RuntimeError))
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(int)
+
+
+def test_shutdown_of_what_has_just_connected() -> None:
+    """Nothing is left of it."""
+
+    class Late(DaskExecutor):
+        def _connect(self) -> Any:
+            self.shutdown(timeout=0.1)  # as a signal's handler would
+            return super()._connect()
+
+    executor = Late(n_workers=1, threads_per_worker=1)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(int)
+    assert wait_until(lambda: not executor._work.links(), within=30)
+    assert executor.stats().submitted == 0
 
 
 def test_by_name() -> None:

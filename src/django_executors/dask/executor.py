@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -101,7 +102,8 @@ class DaskExecutor(Executor):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a signal's handler may shut it down.
+        self._lock = threading.RLock()
         self._link: Link | None = None
         self._work = self._immediate._work = ClusterWork(self._name)
         weakref.finalize(self, self._work.end).atexit = False
@@ -131,13 +133,18 @@ class DaskExecutor(Executor):
             warn_if_open(holder, fn)
         used = setup.used_here()
         with self._lock:
-            if self._is_shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._check_shutdown()
             link = self._link
             if link is None or not link.is_for(used):
                 self._work.end()
                 link = self._link = Link(self._work, self._connect, used)
+                self._check_shutdown()
             return link.submit(fn, args, kwargs)
+
+    def _check_shutdown(self) -> None:
+        if self._is_shut_down:
+            self._work.end()
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -157,14 +164,18 @@ class DaskExecutor(Executor):
             ValueError: timeout is below 0, or given together with `wait=False`.
         """
         seconds = check_timeout(timeout, wait=wait)
+        deadline = None if seconds is None else time.monotonic() + seconds
         self._immediate.shutdown()
-        with self._lock:
-            self._is_shut_down = True
+        self._is_shut_down = True
+        # A `submit` may have it that connects: it finds out by itself.
+        if self._lock.acquire(wait, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+            self._lock.release()
         threads = [link.thread for link in self._work.links()]
         if cancel_futures and seconds is None:
             self._work.cancel_pending(Counter())
         self._work.end()
-        if seconds is not None:
+        if deadline is not None:
+            seconds = max(0.0, deadline - time.monotonic())
             end(self._name, threads, self._work, seconds, cancel_at_once=cancel_futures)
         elif wait:
             for thread in threads:

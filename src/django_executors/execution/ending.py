@@ -58,7 +58,7 @@ def end(
             logger.error(
                 "executor=%s timeout=%s shutdown left running=%s not_run=%s",
                 name,
-                timeout,
+                round(timeout, 2),
                 listed(running),
                 listed(not_run),
             )
