@@ -35,7 +35,13 @@ class Cluster:
         return found
 
     def start_workers(
-        self, number: int = 1, threads: int = 2, *, settings: str | None = None, nanny: bool = True
+        self,
+        number: int = 1,
+        threads: int = 2,
+        *,
+        settings: str | None = None,
+        nanny: bool = True,
+        **variables: str,
     ) -> subprocess.Popen[bytes]:
         """Start so many worker processes, which their nanny, if they have one, starts anew."""
         return self._start(
@@ -47,6 +53,7 @@ class Cluster:
             f"--local-directory={self._folder}",
             "--nanny" if nanny else "--no-nanny",
             settings=settings,
+            **variables,
         )
 
     def stop(self) -> None:
@@ -62,13 +69,15 @@ class Cluster:
     def said(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self._folder.glob("*.log")))
 
-    def _start(self, *arguments: str, settings: str | None = None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, *arguments: str, settings: str | None = None, **variables: str
+    ) -> subprocess.Popen[bytes]:
         log = self._folder / f"{len(self._started)}-{arguments[0]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dask", *arguments, "--host=127.0.0.1", *self._options],
                 cwd=ROOT,
-                env=environment(settings) | {"PYTHONUNBUFFERED": "1", **self._variables},
+                env=environment(settings) | {"PYTHONUNBUFFERED": "1", **self._variables, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -128,16 +128,22 @@ def test_a_cancelled_task_is_forgotten(executor: DaskExecutor, tmp_path: Path) -
     busy = [executor.submit(tasks.wait_for_a_file, str(flag)) for _ in range(4)]
     assert all(wait_until(future.running, within=30) for future in busy)
     waiting = [executor.submit(tasks.append_a_line, str(tmp_path / "calls")) for _ in range(50)]
-    assert all(future.cancel() for future in waiting)
-    assert concurrent.futures.wait(waiting, 30).done == set(waiting)
-    assert not any(future.cancel() for future in busy)
     link = executor._link
     assert link is not None
     client = link._client
 
+    def scheduled() -> int:
+        return int(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+    assert wait_until(scheduled, lambda tasks: tasks == 54) == 54
+    assert all(future.cancel() for future in waiting)
+    assert concurrent.futures.wait(waiting, 30).done == set(waiting)
+    assert not any(future.cancel() for future in busy)
+
     def known() -> int:
         return sum(client.run(lambda dask_worker: len(dask_worker.state.tasks)).values())
 
+    assert wait_until(scheduled, lambda tasks: tasks == 4) == 4
     assert wait_until(known, lambda tasks: tasks == 4) == 4
     flag.touch()
     concurrent.futures.wait(busy)
@@ -194,9 +200,15 @@ def test_by_name() -> None:
         (
             {"address": "tcp://127.0.0.1:1", "n_workers": 2},
             ValueError,
-            "n_workers=2 is for a cluster",
+            "n_workers=2 is for an own cluster",
         ),
-        ({"security": {"tls_cert": "x"}}, TypeError, "tls_cert"),
+        (
+            {"security": {"tls_cert": "x"}},
+            TypeError,
+            "security has the unknown key 'tls_cert': it",
+        ),
+        ({"address": "127.0.0.1"}, ValueError, "not '127.0.0.1': missing port number"),
+        ({"address": "http://127.0.0.1:8786"}, ValueError, "unknown address scheme 'http'"),
     ],
 )
 def test_wrong_arguments(arguments: Any, error: type[Exception], said: str) -> None:

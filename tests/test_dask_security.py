@@ -9,15 +9,16 @@ from typing import Any
 
 import distributed
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from django_executors import ExecutorError
 from django_executors.dask import DaskExecutor
 
 from . import certificates
 from . import process_tasks as tasks
 from .clusters import cluster
 from .proxy import Recorder
+from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
 
@@ -70,11 +71,49 @@ def test_a_worker_refuses(changes: Mapping[str, Any], said: str, tmp_path: Path)
         found.start_workers(1, 1)
         with DaskExecutor(found.address) as executor:
             assert executor.submit(tasks.database).result(60) == "app"
-            with used("default", **changes), pytest.raises(ImproperlyConfigured, match=said):
+            with used("default", **changes), pytest.raises(ExecutorError, match=said):
                 executor.submit(tasks.database)
             assert executor.submit(tasks.database).result(60) == "app"
             found.start_workers(1, 1)
             assert set(executor.map(tasks.database_of, range(20))) == {"app"}
+
+
+def test_what_others_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that others have set up is named; one that joins later is nobody's, and takes tasks."""
+    with cluster(tmp_path) as found, distributed.Client(found.address, set_as_default=False) as client:
+        old = found.start_workers(1, 1, nanny=False)
+        with used("default", NAME="other"), DaskExecutor(found.address) as executor:
+            assert executor.submit(tasks.database).result(60) == "other"
+        (address,) = client.scheduler_info()["workers"]
+        found.start_workers(1, 1)
+        client.wait_for_workers(2)
+        with DaskExecutor(found.address) as executor:
+            answers = [executor.submit(tasks.database) for _ in range(20)]
+            errors = {str(answer.exception(60)) for answer in answers} - {"None"}
+            assert {answer.result() for answer in answers if not answer.exception()} <= {"app"}
+            (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+            said = f"the worker {address} could not be set up for Django: it has other databases than"
+            assert said in record.getMessage()
+            assert all(error.startswith(said) for error in errors)
+            old.terminate()
+            old.wait(30)
+            assert wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, within=30)
+            assert set(executor.map(tasks.database_of, range(20))) == {"app"}
+
+
+def test_a_worker_without_the_library(tmp_path: Path) -> None:
+    """Whoever submits reads what its machine needs."""
+    (tmp_path / "django_executors").mkdir()
+    broken = tmp_path / "django_executors" / "__init__.py"
+    broken.write_text("raise ModuleNotFoundError('not here')")
+    with cluster(tmp_path) as found, distributed.Client(found.address, set_as_default=False) as client:
+        found.start_workers(1, 1, PYTHONPATH=str(tmp_path))
+        client.wait_for_workers(1)
+        with (
+            DaskExecutor(found.address) as executor,
+            pytest.raises(ExecutorError, match=r"ModuleNotFoundError\('not here'\)\. They need"),
+        ):
+            executor.submit(tasks.database)
 
 
 def test_other_settings(tmp_path: Path) -> None:

@@ -18,22 +18,19 @@ from django_executors.execution import inline, living
 from django_executors.execution.ending import end
 from django_executors.execution.executor import Executor
 from django_executors.execution.immediate import ImmediateExecutor
-from django_executors.execution.remotework import check_may_start_processes
 from django_executors.execution.stats import ExecutorStats
 from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
 from . import setup
 from .link import Link
+from .place import Connected, Place
 from .work import ClusterWork
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _numbers = itertools.count()
-
-#: For how many seconds a task of an own cluster waits when all workers have died, and none comes back.
-_NO_WORKERS_TIMEOUT = 30.0
 
 
 class DaskExecutor(Executor):
@@ -87,12 +84,7 @@ class DaskExecutor(Executor):
             "threads_per_worker": threads_per_worker,
             "dashboard_address": dashboard_address,
         }
-        _check(address, security, own)
-        if isinstance(security, Mapping):
-            security = distributed.Security(**security)
-        self._address = address
-        self._own = own
-        self._security = security
+        self._place = Place(address, security, own)
         self._name = f"DaskExecutor-{next(_numbers)}"
         self._immediate = ImmediateExecutor()
         self._in_callers_threads = inline.InCallersThreads(
@@ -124,8 +116,10 @@ class DaskExecutor(Executor):
                 daemonic process.
             OSError: nobody answers at the address, for as long as Dask's setting
                 `distributed.comm.timeouts.connect` says.
-            ImproperlyConfigured: a worker was set up with other settings or databases, has no password
-                for one, or a database is in this process's memory, where no other can see it.
+            ExecutorError: no worker can be set up: it has not the project's code, was set up with other
+                settings or databases, or has no password for one. Where some can, a WARNING says which
+                cannot, and this is the error of each task that comes to one.
+            ImproperlyConfigured: a database is in this process's memory, where no other can see it.
         """
         if inline.switched_on:
             return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
@@ -192,52 +186,5 @@ class DaskExecutor(Executor):
     def _be_called(self, name: str) -> None:
         self._name = self._work.name = name
 
-    def _connect(self) -> tuple[distributed.Client, distributed.LocalCluster | None]:
-        cluster = None
-        if self._address is None:
-            check_may_start_processes()
-            dashboard = self._own["dashboard_address"]
-            # Dask has a server for its metrics there even without a dashboard: at whatever port is free.
-            own = self._own | {"dashboard_address": dashboard or "127.0.0.1:0"}
-            cluster = distributed.LocalCluster(
-                host="127.0.0.1",
-                security=self._security,
-                name=self._name,
-                scheduler_kwargs={"dashboard": dashboard is not None},
-                **own,
-            )
-            scheduler: Any = cluster.scheduler
-            scheduler.no_workers_timeout = _NO_WORKERS_TIMEOUT
-        try:
-            client = distributed.Client(
-                cluster or self._address, security=self._security, set_as_default=False
-            )
-        except BaseException:
-            if cluster is not None:
-                cluster.close()
-            raise
-        return client, cluster
-
-
-def _check(address: object, security: object, own: Mapping[str, object]) -> None:
-    if address is not None and not isinstance(address, str):
-        raise TypeError(
-            f"address must be a string, as in 'tcp://10.0.0.1:8786', or None, not {address!r}"
-        )
-    if security is not None and not isinstance(security, (Mapping, distributed.Security)):
-        raise TypeError(
-            "security must be a distributed.Security, a dict of its arguments, or None, not "
-            f"{security!r}"
-        )
-    for name, value in own.items():
-        if value is None:
-            continue
-        if address is not None:
-            raise ValueError(f"{name}={value!r} is for a cluster of one's own, without an address")
-        if name == "dashboard_address":
-            if not isinstance(value, str):
-                raise TypeError(f"{name} must be a string, as in '127.0.0.1:8787', not {value!r}")
-        elif isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int or None, not {value!r}")
-        elif value < 1:
-            raise ValueError(f"{name} must be 1 or more, not {value!r}")
+    def _connect(self) -> Connected:
+        return self._place.connect(self._name)

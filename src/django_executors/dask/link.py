@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import distributed.utils
-from distributed import Client, LocalCluster
 from distributed import Future as DaskFuture
 
 from django_executors.execution import pickling
@@ -28,6 +27,7 @@ from django_executors.lifecycle.naming import task_name
 
 from . import setup, worker
 from .pickles import dumps, loads
+from .place import Connected
 from .work import ClusterFuture, ClusterWork
 
 R = TypeVar("R")
@@ -47,7 +47,7 @@ class Link:
     def __init__(
         self,
         work: ClusterWork,
-        connect: Callable[[], tuple[Client, LocalCluster | None]],
+        connect: Callable[[], Connected],
         used: setup.Used | None,
     ) -> None:
         if _exits.is_set():
@@ -70,7 +70,7 @@ class Link:
         self._plugin: str | None = None
         try:
             if used is not None:
-                self._plugin = self._register(setup.DjangoPlugin(*used))
+                self._plugin = setup.register(self._client, used, work.name)
             self._client.subscribe_topic(self._topic, self._note_begun)
         except BaseException:
             self._close()
@@ -80,14 +80,6 @@ class Link:
         self.thread.start()
         work.add(self)
         _all.add(self)
-
-    def _register(self, plugin: setup.DjangoPlugin) -> str:
-        try:
-            self._client.register_plugin(plugin)
-        except BaseException:
-            self._client.unregister_worker_plugin(plugin.name)
-            raise
-        return plugin.name
 
     def is_for(self, used: setup.Used | None) -> bool:
         """Say whether the cluster is there, and was set up so."""

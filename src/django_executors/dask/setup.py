@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import pickle
 import threading
 from typing import Any
@@ -15,9 +16,11 @@ from django_executors.exceptions import ExecutorError
 from django_executors.lifecycle import databases
 from django_executors.lifecycle.scope import connection_scope
 
-#: For how many seconds a task waits for its worker, which may have joined just now, to be set up.
+#: For how many seconds a task waits for its worker, which may have joined just now, to have its plugin.
 _PATIENCE = 30.0
 
+
+logger = logging.getLogger(__name__)
 
 #: A settings module, and the databases that are used with it.
 Used = tuple[str | None, databases.Databases]
@@ -34,7 +37,11 @@ def used_here() -> Used | None:
 
 
 class DjangoPlugin(WorkerPlugin):
-    """Sets Django up in each worker of a cluster, those that join later too."""
+    """Sets Django up in each worker of a cluster, those that join later too.
+
+    The first task does it that needs it: a scheduler keeps the plugins of all its clients, those of
+    test runs too.
+    """
 
     # One of this name is there already: the scheduler has no need of another one.
     idempotent = True
@@ -50,38 +57,72 @@ class DjangoPlugin(WorkerPlugin):
         self.name = f"django_executors-{digest.hexdigest()}"
 
     async def setup(self, worker: Worker) -> None:
-        # Not here, in the worker's event loop: an AppConfig may use the ORM.
-        await asyncio.to_thread(self._set_up)
+        """Only make it known: those of clients that are long gone come here too."""
+        with _changed:
+            _known[self.name] = self
+            _changed.notify_all()
 
-    def _set_up(self) -> None:
-        error = None
-        try:
-            with connection_scope():
-                databases.set_up_once(self._module, lambda: pickle.loads(self._databases))
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            with _changed:
-                _ends[self.name] = error
-                _changed.notify_all()
+    def set_up(self) -> None:
+        with connection_scope():
+            databases.set_up_once(self._module, lambda: pickle.loads(self._databases))
 
 
-#: By the plugin's name: what its setup has raised in this process, once it has ended.
+#: By name, what has come to this process, and what its set-up has raised, once it has ended.
+_known: dict[str, DjangoPlugin] = {}
 _ends: dict[str, BaseException | None] = {}
 _changed = threading.Condition()
+_lock = threading.Lock()
 
 
-def wait_for(name: str) -> None:
-    """Return when this process is set up so.
+def ensure(name: str, worker: str) -> None:
+    """Return when this process, that worker, is set up so.
 
     Raises:
-        ExecutorError: it is not.
+        ExecutorError: it cannot be.
     """
     if name in _ends and _ends[name] is None:
         return
     with _changed:
-        _changed.wait_for(lambda: name in _ends, _PATIENCE)
-    error: Any = _ends.get(name, TimeoutError("it has never begun, or goes on"))
-    if error is not None:
-        raise ExecutorError(f"this worker could not be set up for Django: {error}") from error
+        _changed.wait_for(lambda: name in _known, _PATIENCE)
+    with _lock:
+        if name not in _ends:
+            _ends[name] = _end_of(name)
+    if (error := _ends[name]) is not None:
+        raise ExecutorError(f"the worker {worker} could not be set up for Django: {error}") from error
+
+
+def _end_of(name: str) -> BaseException | None:
+    try:
+        _known[name].set_up()
+    except BaseException as error:  # noqa: BLE001 - of whatever class
+        return error
+    return None
+
+
+async def ensure_now(name: str, dask_worker: Worker) -> None:
+    """Called in each worker's event loop, where an AppConfig could not use the ORM."""
+    await asyncio.to_thread(ensure, name, dask_worker.address)
+
+
+def register(client: Any, used: Used, executor: str) -> str:
+    """Have the workers of this client's cluster set up, now and as they join, and return the name of it.
+
+    Raises:
+        ExecutorError: there are workers, and none can be set up.
+    """
+    plugin = DjangoPlugin(*used)
+    try:
+        client.register_plugin(plugin)
+        ends = client.run(ensure_now, plugin.name, on_error="return")
+    except Exception as error:
+        raise ExecutorError(
+            f"the workers of {client.scheduler.address} cannot be set up for Django: "
+            f"{type(error).__name__}: {error}. They need the project's code, django-executors[dask], "
+            "and the same versions of Python and Dask as this process"
+        ) from error
+    refusals = [end for end in ends.values() if isinstance(end, ExecutorError)]
+    if refusals and len(refusals) == len(ends):
+        raise refusals[0]
+    for refusal in refusals:
+        logger.warning("executor=%s %s. Tasks that it takes fail", executor, refusal)
+    return plugin.name

@@ -31,14 +31,15 @@ Report = tuple[bytes, bool, float, dict[str, int]]
 def run(packed: bytes) -> bytes:
     """Run one task in the calling thread, and let go of what it opened before its report is sent."""
     topic, number, name, carried, call = loads(packed)
+    worker = get_worker()
     if name is not None:
-        setup.wait_for(name)
+        setup.ensure(name, worker.address)
     began = monotonic()
     holder = current_holder()
     if holder.async_route is None:
         context.begin_worker(holder)
     counts = holder.counts = ConnectionCounts()
-    notices = _notices_of(get_worker())
+    notices = _notices_of(worker)
     notices.note_begun(topic, number)
     fn: Any = None
     value = failure = None
