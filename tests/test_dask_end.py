@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from django_executors import ThreadPoolExecutor
 from django_executors.dask import DaskExecutor
 
 from . import process_tasks as tasks
-from .subprocesses import run_python
+from .subprocesses import environment, run_python
 from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
@@ -48,6 +50,41 @@ def test_nobody_listens() -> None:
         with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}), pytest.raises(OSError):
             executor.submit(int)
         assert executor.stats().submitted == 0
+
+
+def test_an_address_that_needs_more() -> None:
+    """The error comes at once, and the process ends."""
+    code = """
+    from django_executors.dask import DaskExecutor
+
+    if __name__ == "__main__":
+        executor = DaskExecutor("tls://127.0.0.1:1")
+        try:
+            executor.submit(int)
+        except TypeError as error:
+            print(error)
+    """
+    ended = run_python(code, settings=None, warnings="ignore", timeout=30)
+    assert ended.returncode == 0
+    assert "TLS configuration" in ended.stdout
+
+
+def test_without_the_line_of_the_main_module(tmp_path: Path) -> None:
+    """The last line of what is printed says what is missing."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from django_executors.dask import DaskExecutor\nDaskExecutor(n_workers=1).submit(int)"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment(None),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith('has it the line `if __name__ == "__main__":`?')
 
 
 def test_shutdown_while_it_connects() -> None:
