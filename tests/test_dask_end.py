@@ -72,9 +72,7 @@ def test_an_address_that_needs_more() -> None:
 def test_without_the_line_of_the_main_module(tmp_path: Path) -> None:
     """The last line of what is printed says what is missing."""
     script = tmp_path / "script.py"
-    script.write_text(
-        "from django_executors.dask import DaskExecutor\nDaskExecutor(n_workers=1).submit(int)"
-    )
+    script.write_text("from django_executors.dask import *\nDaskExecutor(n_workers=1).submit(int)")
     ended = subprocess.run(
         [sys.executable, str(script)],
         env=environment(None),
