@@ -37,6 +37,8 @@ class MariaDB(Server):
             self._installer,
             "--no-defaults",
             f"--datadir={self._data}",
+            # Or two that are made at the same time take each other's tables away.
+            f"--tmpdir={self._folder}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             "--skip-name-resolve",
@@ -47,6 +49,7 @@ class MariaDB(Server):
             self._server,
             "--no-defaults",
             f"--datadir={self._data}",
+            f"--tmpdir={self._folder}",
             f"--socket={self._folder / 'mariadb.sock'}",
             f"--pid-file={self._folder / 'mariadb.pid'}",
             f"--bind-address={self.host}",
