@@ -83,7 +83,8 @@ def ensure(name: str, worker: str) -> None:
     if name in _ends and _ends[name] is None:
         return
     with _changed:
-        _changed.wait_for(lambda: name in _known, _PATIENCE)
+        if not _changed.wait_for(lambda: name in _known, _PATIENCE):
+            raise ExecutorError(f"the worker {worker} was not told how to set Django up: start it again")
     with _lock:
         if name not in _ends:
             _ends[name] = _end_of(name)
