@@ -116,6 +116,45 @@ def raise_required() -> None:
     raise Required("told", 7)
 
 
+class Lazy(Exception):
+    """An error that queries when it is asked for its text."""
+
+    def __str__(self) -> str:
+        return f"{Entry.objects.count()} entries"
+
+
+def raise_lazy() -> None:
+    raise Lazy
+
+
+def a_queryset() -> Any:
+    return Entry.objects.all()
+
+
+class Queries:
+    """What queries when it is unpickled."""
+
+    def __setstate__(self, state: object) -> None:
+        server_pid("default")
+
+
+def give_what_queries() -> Queries:
+    found = Queries()
+    vars(found)["anything"] = 1
+    return found
+
+
+class Exits:
+    """What nobody can pickle and live."""
+
+    def __reduce__(self) -> str:
+        raise SystemExit(3)
+
+
+def give_what_exits() -> Exits:
+    return Exits()
+
+
 def query_in_a_callback(_: Future[object]) -> None:
     server_pid("default")
 

@@ -52,6 +52,36 @@ def test_nobody_listens() -> None:
         assert executor.stats().submitted == 0
 
 
+def test_the_interpreter_exits_while_it_connects() -> None:
+    """The task runs, or is refused."""
+    code = """
+    import threading
+    from django_executors.dask import DaskExecutor
+
+    def submit():
+        try:
+            print(executor.submit(abs, -1).exception(30))
+        except RuntimeError:
+            print("refused")
+
+    class Announcing(DaskExecutor):
+        def _connect(self):
+            connected = super()._connect()
+            connects.set()
+            threading.main_thread().join()
+            return connected
+
+    if __name__ == "__main__":
+        connects = threading.Event()
+        executor = Announcing(n_workers=1, threads_per_worker=1)
+        threading.Thread(target=submit).start()
+        connects.wait()
+    """
+    ended = run_python(code, settings=None, warnings="ignore", timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout in {"None\n", "refused\n"}, ended.stderr
+
+
 def test_an_address_that_needs_more() -> None:
     """The error comes at once, and the process ends."""
     code = """

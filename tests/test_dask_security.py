@@ -18,6 +18,7 @@ from . import certificates
 from . import process_tasks as tasks
 from .clusters import cluster
 from .proxy import Recorder
+from .subprocesses import run_python
 from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
@@ -99,6 +100,28 @@ def test_what_others_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
             old.wait(30)
             assert wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, within=30)
             assert set(executor.map(tasks.database_of, range(20))) == {"app"}
+
+
+def test_the_settings_of_others() -> None:
+    """A worker that others could not set up has their settings already: no task runs with them."""
+    said = run_python(
+        """
+        import os
+        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+        from django.conf import settings
+        from django.core.exceptions import ImproperlyConfigured
+        from django_executors.lifecycle import databases
+        databases_of_theirs = settings.DATABASES
+        try:
+            databases.set_up_once("tests.settings_with_app", lambda: databases_of_theirs)
+        except ImproperlyConfigured as error:
+            print(error)
+        """,
+        settings=None,
+    ).stdout
+    assert said == (
+        "it has the settings of tests.settings, and the tasks are to run with tests.settings_with_app\n"
+    )
 
 
 def test_a_worker_without_the_library(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from django_executors import ProcessPoolExecutor
+from django_executors import ProcessPoolExecutor, all_connections
 from django_executors.dask import DaskExecutor
 from django_executors.lifecycle.naming import task_name
 
@@ -73,6 +74,45 @@ def test_a_keyword_that_cannot_travel(executor: Any) -> None:
 def test_the_traceback_of_an_error_that_cannot_travel(executor: Any) -> None:
     error = executor.submit(tasks.raise_required).exception(30)
     assert 'in raise_required\n    raise Required("told", 7)' in str(error.__cause__)
+
+
+@pytest.mark.parametrize("task", [tasks.a_queryset, tasks.raise_lazy, tasks.give_what_queries])
+def test_what_queries_on_its_way(task: Any, executor: Any, postgres: PostgresObserver) -> None:
+    """Nothing is open, here or there, when the future has it."""
+    before = executor.stats()
+    assert isinstance(executor.submit(task).exception(30), tasks.Lazy | None)
+    assert all_connections() == ()
+    assert not postgres.left()
+    after = executor.stats()
+    opened = after.connections_opened - before.connections_opened
+    assert opened == after.connections_closed - before.connections_closed
+    assert opened or task is tasks.give_what_queries
+
+
+def test_what_exits_as_it_is_pickled(executor: Any) -> None:
+    """That is the task's error, and no worker's end."""
+    before = executor.submit(tasks.process_id).result(30)
+    assert isinstance(executor.submit(tasks.give_what_exits).exception(30), SystemExit)
+    assert executor.submit(tasks.process_id).result(30) == before
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, LookupError])
+def test_callbacks_that_raise(
+    error: type[BaseException], executor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They end no thread: the next callback is called, and the next future gets its result."""
+    called: list[object] = []
+
+    def raises(_: object) -> None:
+        raise error
+
+    future = executor.submit(tasks.wait_for_a_file, str(tmp_path / "go"))
+    future.add_done_callback(raises)
+    future.add_done_callback(called.append)
+    (tmp_path / "go").touch()
+    assert executor.submit(abs, -1).result(30) == 1
+    assert called == [future]
+    assert [record.name for record in caplog.records] == ["concurrent.futures"]
 
 
 def test_what_the_standard_pool_sends_in_its_own_way() -> None:

@@ -81,7 +81,9 @@ def test_the_context_in_which_a_process_starts(method: str) -> None:
         assert pool.submit(process_tasks.surroundings).result(30) == mine != somebodys
 
 
-@pytest.mark.parametrize("name", [":memory:", "file:memorydb_default?mode=memory&cache=shared"])
+@pytest.mark.parametrize(
+    "name", [":memory:", "file::memory:?cache=shared", "file:memorydb_default?mode=memory&cache=shared"]
+)
 def test_sqlite_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, since a worker process would see another, empty one."""
     monkeypatch.setitem(connections.settings["sqlite"], "NAME", name)
@@ -100,6 +102,10 @@ def test_other_databases(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as changed:
             changed.setitem(connections.settings["default"], "NAME", "another")
             with pytest.raises(ImproperlyConfigured, match=r"other databases .* \['default'\]. Make"):
+                pool.submit(process_tasks.database)
+        with monkeypatch.context() as changed:
+            changed.setitem(connections.settings["default"]["OPTIONS"], "application_name", "another")
+            with pytest.raises(ImproperlyConfigured, match="other databases"):
                 pool.submit(process_tasks.database)
         assert pool.submit(process_tasks.database).result(30) == process_tasks.database()
         assert pool.stats().submitted == 2

@@ -46,9 +46,10 @@ class DaskExecutor(Executor):
     takes them from its own settings. What a task opened, on every alias, is closed before its future
     resolves. Done-callbacks run in one thread of this process's, and what they open is closed there.
 
-    What is different: when a worker dies, Dask runs its tasks again on another one. So **a task may run
-    twice**, and so may one whose result was in that worker's memory. The future of a task whose workers
-    died some times in a row gets `distributed.KilledWorker`. While a cluster has no worker at all, tasks
+    What is different: when a worker dies, or is retired, Dask runs its tasks again on another one. So
+    **a task may run twice**, perhaps at the same time, and so may one whose result was in that worker's
+    memory. The future of a task whose workers died some times in a row gets
+    `distributed.KilledWorker`. While a cluster has no worker at all, tasks
     wait for one: as long as the scheduler's setting `distributed.scheduler.no-workers-timeout` says, by
     default for ever; 30 seconds on a cluster of one's own.
 
@@ -106,15 +107,16 @@ class DaskExecutor(Executor):
     ) -> concurrent.futures.Future[R]:
         """Send `fn(*args, **kwargs)` to the cluster and return its future.
 
-        The call runs once for each `submit`, whatever its arguments, unless a worker dies. The first one
-        waits for the cluster to be there. What cannot be pickled, an argument or the result, is named by
-        the `PicklingError` that the future gets. A task counts as running when its worker has said so,
-        some 10 ms after it began; one that is cancelled in that moment runs all the same.
+        The call runs once for each `submit`, whatever its arguments, unless a worker dies or is retired.
+        The first one waits for the cluster to be there. What cannot be pickled, an argument or the
+        result, is named by the `PicklingError` that the future gets. A task counts as running when its
+        worker has said so, some 10 ms after it began; one that is cancelled in that moment runs all the
+        same.
 
         Raises:
             RuntimeError: after `shutdown`, while the interpreter exits, or without an address in a
                 daemonic process.
-            OSError: nobody answers at the address, for as long as Dask's setting
+            OSError: nobody listens at the address, for as long as Dask's setting
                 `distributed.comm.timeouts.connect` says.
             ExecutorError: no worker can be set up: it has not the project's code, was set up with other
                 settings or databases, or has no password for one. Where some can, a WARNING says which

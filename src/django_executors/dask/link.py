@@ -80,6 +80,10 @@ class Link:
         self.thread.start()
         work.add(self)
         _all.add(self)
+        if _exits.is_set():  # and did not know of this one
+            self.end()
+            self.thread.join()
+            raise RuntimeError(_TOO_LATE)
 
     def is_for(self, used: setup.Used | None) -> bool:
         """Say whether the cluster is there, and was set up so."""

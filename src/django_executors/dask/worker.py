@@ -42,24 +42,26 @@ def run(packed: bytes) -> bytes:
     notices = _notices_of(worker)
     notices.note_begun(topic, number)
     fn: Any = None
-    value = failure = None
+    failed = False
     try:
         with connection_scope():
             fn, args, kwargs = pickling.load_call(call)
             holder.task = fn
             inherited = portable.unpack(holder, carried)
-            value = inherited.run(context.run, holder, fn, args, kwargs)
+            pickled = inherited.run(context.run, holder, _call, (fn, args, kwargs), {})
     except BaseException as error:  # noqa: BLE001 - it is the future's
-        failure = error
+        failed = True
+        with connection_scope():
+            pickled = pickling.dump_error(dumps, fn, error)
     finally:
         holder.task = holder.counts = None
         notices.note_ended(topic, number)
-    try:
-        pickled, failed = pickling.dump_outcome(dumps, fn, value, failure)
-    finally:
-        del failure  # whose traceback has this frame
     report: Report = pickled, failed, monotonic() - began, dict(counts.read())
     return dumps(report)
+
+
+def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    return pickling.dump_result(dumps, fn, fn(*args, **kwargs))
 
 
 class _Notices:

@@ -165,22 +165,21 @@ def run(carried: portable.Carried, queued_at: float, call: bytes) -> Outcome:
     worker: ProcessWorker = holder.worker
     worker.take(queued_at)
     inherited = portable.unpack(holder, carried)
-    result = failure = None
+    failed = False
     try:
-        result = run_task(_queues[-1], inherited, _load_and_call, worker, call)
+        packed = run_task(_queues[-1], inherited, _load_and_call, worker, call)
     except BaseException as error:  # noqa: BLE001 - it is the future's
-        failure = error
-    try:
-        packed, failed = pickling.dump_outcome(_dumps, worker.fn, result, failure)
-    finally:
-        del failure  # whose traceback has this frame
+        failed = True
+        packed = pickling.dump_error(_dumps, worker.fn, error)
+        if holder.entries or holder.caches:
+            _queues[-1].settle(holder)
     return packed, failed, *worker.take_seconds()
 
 
-def _load_and_call(worker: ProcessWorker, call: bytes) -> Any:
+def _load_and_call(worker: ProcessWorker, call: bytes) -> bytes:
     worker.fn, args, kwargs = pickling.load_call(call)
     current_holder().task = worker.fn
-    return worker.fn(*args, **kwargs)
+    return pickling.dump_result(_dumps, worker.fn, worker.fn(*args, **kwargs))
 
 
 class _Pickler(pickle.Pickler):

@@ -61,16 +61,23 @@ def load_call(packed: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[
         ) from error
 
 
-def dump_outcome(
-    dumps: Dumps, fn: Any, result: object, error: BaseException | None
-) -> tuple[bytes, bool]:
-    """Return a task's result, or error, pickled so that it can be loaded, and whether it is an error."""
-    if error is None:
-        try:
-            return dumps(result), False
-        except Exception as raised:  # noqa: BLE001 - of whatever class
-            error = _unpicklable(f"result, a {type(result).__qualname__},", fn, raised)
-            error.__cause__ = raised
+def dump_result(dumps: Dumps, fn: Any, result: object) -> bytes:
+    """Return a task's result, pickled. It may query as it is: a queryset does.
+
+    Raises:
+        PicklingError: it cannot be.
+    """
+    try:
+        return dumps(result)
+    except Exception as error:
+        raise _unpicklable(f"result, a {type(result).__qualname__},", fn, error) from error
+
+
+def dump_error(dumps: Dumps, fn: Any, error: BaseException) -> bytes:
+    """Return a task's error, pickled so that it can be loaded, with the text of its traceback.
+
+    It may query as it is asked for its text.
+    """
     text = "".join(traceback.format_exception(error))
     # They are in the text. Some serializers send them too, with all that they refer to.
     error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -79,7 +86,7 @@ def dump_outcome(
         pickle.loads(packed)
     except BaseException as raised:  # noqa: BLE001 - of whatever class
         packed = dumps((_unpicklable(f"error, a {_told(error)},", fn, raised), text))
-    return packed, True
+    return packed
 
 
 def load_outcome(packed: bytes, fn: Any, *, failed: bool) -> tuple[Any, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from .remotework import RemoteWork
 
 R = TypeVar("R")
+
+#: The standard library's, which logs what callbacks raise.
+logger = logging.getLogger("concurrent.futures")
 
 
 #: What has come from a worker process: a task's result or error, pickled, whether it is an error, and
@@ -38,7 +42,8 @@ class RemoteFuture(TaskFuture[R]):
     def set_result(self, result: Any) -> None:
         outcome: Outcome = result
         packed, failed, *seconds = outcome
-        value, failed = load_outcome(packed, self.failed_fn, failed=failed)
+        with ConnectionScope():  # what it queries as it is loaded
+            value, failed = load_outcome(packed, self.failed_fn, failed=failed)
         if failed:
             self._fail(value, *seconds)
             return
@@ -66,7 +71,12 @@ class RemoteFuture(TaskFuture[R]):
             return
         if vars(self)["_done_callbacks"]:
             with _Callbacks(self.work):
-                super()._invoke_callbacks()  # type: ignore[misc]
+                for callback in vars(self)["_done_callbacks"]:
+                    try:
+                        callback(self)
+                    except BaseException:
+                        # As in the standard class, where a SystemExit ends the thread that settles all.
+                        logger.exception("exception calling callback for %r", self)
         self.work.note_done(self)
 
     def _waits_of_its_pool(self, timeout: float | None) -> AbstractContextManager[None] | None:

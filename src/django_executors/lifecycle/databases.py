@@ -30,10 +30,10 @@ def effective() -> Databases | None:
     if not settings.configured:
         return None
     used = {wrapper.alias: wrapper.settings_dict for wrapper in connections.all(initialized_only=True)}
-    found = {alias: dict(each) for alias, each in {**connections.settings, **used}.items()}
+    found: Databases = _copied({**connections.settings, **used})
     for alias, database in found.items():
         name = str(database["NAME"])
-        if name == ":memory:" or "mode=memory" in name:
+        if ":memory:" in name or "mode=memory" in name:
             raise ImproperlyConfigured(
                 f"DATABASES[{alias!r}] is SQLite in memory, which no other process can see. Use a file, "
                 "in tests by DATABASES[...]['TEST']['NAME'], or django_executors.testing.run_inline"
@@ -41,11 +41,16 @@ def effective() -> Databases | None:
     return found
 
 
+def _copied(value: Any) -> Any:
+    return {key: _copied(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
 def configured() -> Databases | None:
     """Return a copy of what this process has in DATABASES now; None: Django has no settings here."""
     if not settings.configured:
         return None
-    return {alias: dict(each) for alias, each in connections.settings.items()}
+    found: Databases = _copied(connections.settings)
+    return found
 
 
 def differing(databases: Databases) -> list[str]:
@@ -113,15 +118,15 @@ def set_up_once(module: str | None, load: Callable[[], Databases]) -> None:
         if module is not None and not settings.configured:
             os.environ["DJANGO_SETTINGS_MODULE"] = module
         wanted = load()
+        if settings.configured and settings_module() != module:
+            raise ImproperlyConfigured(
+                f"it has the settings of {settings_module()}, and the tasks are to run with {module}"
+            )
         for alias, database in wanted.items():
             _complete(f"DATABASES[{alias!r}]", database, connections.settings.get(alias, {}))
         if not apps.ready:
             set_up(module, wanted)
             return
-        if settings_module() != module:
-            raise ImproperlyConfigured(
-                f"it has the settings of {settings_module()}, and the tasks are to run with {module}"
-            )
         if others := differing(wanted):
             raise ImproperlyConfigured(f"it has other databases than the tasks are for: {others}")
 
