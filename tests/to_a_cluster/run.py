@@ -14,12 +14,18 @@ if __name__ == "__main__":
     from shop.models import Total
     from shop.reports import write_report
     from shop.seed import sow
+    from tests.waiting import wait_until
 
     expected = sow(500)
     found = write_report()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
-        (clients,) = cursor.fetchone()
+
+    def clients_of_the_server():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+            return cursor.fetchone()[0]
+
+    # A backend whose client is gone takes a moment to end.
+    clients = wait_until(clients_of_the_server, lambda number: number == 1, within=1.0)
     elsewhere = executors["default"].submit(os.getpid).result() != os.getpid()
     executors.shutdown()
     rows = Total.objects.count()
