@@ -7,6 +7,7 @@ import multiprocessing
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ def test_submitted_as_the_interpreter_exits() -> None:
 def test_nobody_listens() -> None:
     import dask
 
+    before = {*threading.enumerate()}
     with DaskExecutor("tcp://127.0.0.1:1") as executor:
         with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}), pytest.raises(OSError):
             executor.submit(int)
         assert executor.stats().submitted == 0
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_the_interpreter_exits_while_it_connects() -> None:

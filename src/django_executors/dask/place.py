@@ -71,7 +71,10 @@ class Place:
 
 
 class _Client(distributed.Client):
-    """One that closes what there is of it when it cannot be made: at exit it would wait for ever."""
+    """One that closes what there is of it when it cannot be made.
+
+    Its thread would stay, and at exit the process would wait for ever.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -79,6 +82,9 @@ class _Client(distributed.Client):
         except BaseException:
             with contextlib.suppress(Exception):
                 self.close()  # type: ignore[no-untyped-call]
+            # A private name of Dask's: where nobody listens, it is closed, and its thread runs.
+            if (runner := vars(self).get("_loop_runner")) is not None:
+                runner.stop()
             raise
 
 
