@@ -154,7 +154,8 @@ def nothing_is_left(postgres: PostgresObserver) -> Iterator[None]:
     for alias in connections:
         Entry.objects.using(alias).all().delete()
     connections.close_all()
-    assert not postgres.left("app")  # the server has noticed, so that a test may count from zero
+    # The server has noticed, so that a test may count from zero.
+    assert not postgres.left("app", within=10.0)
     yield
     connections.close_all()
     assert not postgres.left("app")
