@@ -172,6 +172,15 @@ def collector_off() -> Iterator[None]:
 
 
 @pytest.fixture
+def dask_sockets() -> Iterator[None]:
+    """Collect the sockets that Dask leaves to the collector, of schedulers that were lost for one."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
 def leaked_before(collector_off: None, postgres: PostgresObserver) -> Iterator[None]:
     """Let the test leak, and collect afterwards what it has leaked."""
     yield

@@ -32,7 +32,7 @@ from .observers import PostgresObserver
 from .testapp.models import Entry
 from .waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 EXECUTORS: dict[str, Callable[[], Any]] = {
     "immediate": ImmediateExecutor,

@@ -24,7 +24,7 @@ from .forking import fork
 from .observers import PostgresObserver
 from .waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 
 @pytest.fixture(scope="module")

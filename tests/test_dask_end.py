@@ -20,7 +20,7 @@ from . import process_tasks as tasks
 from .subprocesses import environment, run_python
 from .waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 
 def test_submitted_as_the_interpreter_exits() -> None:

@@ -21,7 +21,7 @@ from .proxy import Recorder
 from .subprocesses import run_python
 from .waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 
 @contextlib.contextmanager

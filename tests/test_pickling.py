@@ -22,7 +22,7 @@ from . import process_tasks as tasks
 from .observers import PostgresObserver
 from .subprocesses import WITH_APP, run_python
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 HERE = "tests.process_tasks"
 LOCK: Any = threading.Lock()

@@ -17,7 +17,7 @@ from .django_tasks_of_ours import TaskResultStatus, heard
 from .test_tasks_backend import finished, in_order
 from .testapp.models import Entry
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 EXECUTORS = {
     "process": {"BACKEND": "django_executors.ProcessPoolExecutor", "OPTIONS": {"max_workers": 1}},

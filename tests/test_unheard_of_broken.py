@@ -18,7 +18,7 @@ from . import process_tasks as tasks
 from .gates import Gate
 from .subprocesses import run_python
 
-pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("collector_off", "dask_sockets", "idle_before_and_after")
 
 LOGGER = "django_executors.execution.futures"
 SAID = (
