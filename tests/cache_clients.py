@@ -26,7 +26,7 @@ class CacheServer:
         """Return the clients beyond those that were there when the test began."""
         return self.observer.clients() - self._before
 
-    def left(self, *, within: float = 1.0) -> set[int]:
+    def left(self, *, within: float = 10.0) -> set[int]:
         """Return what is left of them when the server has had the time to notice."""
         return self.observer.left(self._before, within=within)
 

@@ -155,7 +155,7 @@ def nothing_is_left(postgres: PostgresObserver) -> Iterator[None]:
         Entry.objects.using(alias).all().delete()
     connections.close_all()
     # The server has noticed, so that a test may count from zero.
-    assert not postgres.left("app", within=10.0)
+    assert not postgres.left("app")
     yield
     connections.close_all()
     assert not postgres.left("app")

@@ -31,7 +31,11 @@ class PostgresObserver:
         )
         return {pid for (pid,) in rows}
 
-    def left(self, database: str = "app", *, within: float = 1.0) -> set[int]:
+    def settled(self, number: int) -> set[int]:
+        """Return the clients of "app" when the server has had the time to notice who is gone."""
+        return wait_until(self.backends, lambda pids: len(pids) == number)
+
+    def left(self, database: str = "app", *, within: float = 10.0) -> set[int]:
         """Return what is left when the server has had the time to notice."""
         return wait_until(lambda: self.backends(database), lambda pids: not pids, within=within)
 
@@ -67,7 +71,7 @@ class MariaDBObserver:
         rows = self.execute("SELECT id FROM information_schema.processlist WHERE db = %s", database)
         return {row[0] for row in rows}
 
-    def left(self, database: str = "app", *, within: float = 1.0) -> set[int]:
+    def left(self, database: str = "app", *, within: float = 10.0) -> set[int]:
         return wait_until(lambda: self.backends(database), lambda ids: not ids, within=within)
 
     def close(self) -> None:
@@ -106,7 +110,7 @@ class RedisObserver(_Spoken):
             int(line.split()[0].removeprefix("id=")) for line in answer.split("\n") if "id=" in line
         } - {self._own}
 
-    def left(self, before: set[int], *, within: float = 1.0) -> set[int]:
+    def left(self, before: set[int], *, within: float = 10.0) -> set[int]:
         """Return what has come and is left when the server has had the time to notice."""
         return wait_until(lambda: self.clients() - before, lambda ids: not ids, within=within)
 
@@ -131,7 +135,7 @@ class MemcachedObserver(_Spoken):
     def clients(self) -> set[int]:
         return set(range(self._stats("curr_connections") - self._without))
 
-    def left(self, before: set[int], *, within: float = 1.0) -> set[int]:
+    def left(self, before: set[int], *, within: float = 10.0) -> set[int]:
         return wait_until(lambda: self.clients() - before, lambda ids: not ids, within=within)
 
     def made(self) -> int:

@@ -47,7 +47,7 @@ def test_under_uvicorn(middleware: str, tmp_path: Path, postgres: PostgresObserv
                 connection.request("GET", path)
                 response = connection.getresponse()
                 answers.append((path, response.status, response.read()))
-        left = postgres.left(within=1.0)
+        left = postgres.left()
     assert answers == [(path, 200, b"0 de") for path in paths], log.read_text()
     assert not left
     assert log.read_text() == ""

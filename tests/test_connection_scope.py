@@ -286,7 +286,7 @@ def test_inside_a_library_pools_worker_that_is_reused(postgres: PostgresObserver
     """A thread's later scopes know nothing of its earlier ones."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for _ in range(5):
-            pids = pool.submit(connection_scope(lambda: (count(), postgres.backends())[1])).result(10)
+            pids = pool.submit(connection_scope(lambda: (count(), postgres.settled(1))[1])).result(10)
             assert len(pids) == 1
             assert not postgres.left()
 

@@ -183,7 +183,7 @@ def test_other_threads(kind: str, postgres: PostgresObserver) -> None:
         futures = [] if threads else [pool.submit(body) for _ in range(WORKERS)]
         together.wait(10)
         found = all_connections()
-        server = postgres.backends()
+        server = postgres.settled(WORKERS)
         mine = [one.connection for one in connections.all() if one.connection is not None]
         seen.set()
         for future in futures:
@@ -226,7 +226,7 @@ def test_every_kind_of_wrapper(make: Callable[[str], Any], postgres: PostgresObs
     assert all_connections() == ()
     for _ in range(3):
         wrapper.ensure_connection()
-        assert pids() == postgres.backends()
+        assert pids() == postgres.settled(1)
         assert len(all_connections()) == 1
         wrapper.close()
         assert all_connections() == ()

@@ -49,7 +49,7 @@ def test_submitted_inside_atomic(postgres: PostgresObserver) -> None:
         assert [found.thread_ident for found in all_connections()] == [threading.get_ident()]
         raise Abandoned
     assert list(Entry.objects.values_list("name", flat=True)) == ["of the worker"]
-    assert postgres.backends() == {pid}
+    assert postgres.settled(1) == {pid}
 
 
 def test_submitted_inside_atomic_and_committed() -> None:

@@ -68,7 +68,7 @@ def count_and_log(pool: concurrent.futures.ThreadPoolExecutor) -> int:
 def test_before(postgres: PostgresObserver) -> None:
     """The task's connection is closed, and the callback opens another one that stays."""
     assert count_and_log(ClosingExecutor(1)) == 0
-    assert len(postgres.backends()) == 1
+    assert len(postgres.settled(1)) == 1
 
 
 @pytest.mark.usefixtures("collector_off", "conn_max_age")

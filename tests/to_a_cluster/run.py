@@ -25,7 +25,7 @@ if __name__ == "__main__":
             return cursor.fetchone()[0]
 
     # A backend whose client is gone takes a moment to end.
-    clients = wait_until(clients_of_the_server, lambda number: number == 1, within=1.0)
+    clients = wait_until(clients_of_the_server, lambda number: number == 1)
     elsewhere = executors["default"].submit(os.getpid).result() != os.getpid()
     executors.shutdown()
     rows = Total.objects.count()
