@@ -27,6 +27,8 @@ class Proxy:
         self._stalled = False  # guarded by _changed
         self._refusing = False  # guarded by _changed
         self._links: list[_Link] = []  # guarded by _changed
+        #: For how many seconds what a server says is on its way.
+        self.latency = 0.0
         self._acceptor = threading.Thread(target=self._accept, name="proxy", daemon=True)
         self._acceptor.start()
 
@@ -119,6 +121,10 @@ class Proxy:
     def note(self, data: bytes) -> None:
         """It passes on what somebody has said."""
 
+    def hold_back(self) -> None:
+        """Keep what a server has said for as long as the network takes."""
+        threading.Event().wait(self.latency)
+
     def may_pass(self, link: _Link) -> bool:
         """Wait until the network flows; return False if it has broken."""
         with self._changed:
@@ -174,6 +180,8 @@ class _Link:
         with contextlib.suppress(OSError):
             while (data := one.recv(65536)) and self._proxy.may_pass(self):
                 self._proxy.note(data)
+                if one is self.server:
+                    self._proxy.hold_back()
                 other.sendall(data)
         if self._proxy.may_pass(self):
             with contextlib.suppress(OSError):

@@ -192,9 +192,19 @@ def closes(number: int) -> int:
     return query(number)
 
 
+def leaves_an_iterator(number: int) -> int:
+    found = Entry.objects.iterator(chunk_size=1)
+    next(found, None)
+    suspended[:] = [found]  # closes the one that another worker has left
+    return query(number)
+
+
+suspended: list[Iterator[Entry]] = []
+
 TASKS: list[Callable[[int], int]] = [
     *(nothing, query, query, query, two_aliases, two_aliases, writes, raises, exits),
     *(leaves_a_transaction, leaves_atomic, kills_itself, gives_back, scoped, closes),
+    leaves_an_iterator,
 ]
 
 
@@ -223,7 +233,7 @@ def silent() -> Iterator[None]:
 @pytest.mark.usefixtures("any_ceiling", "silent")
 def test_chaos(seed: int, postgres: PostgresObserver) -> None:
     """No future is unresolved or resolved twice; no connection, thread, permit or file is left."""
-    query(1)
+    Entry.objects.bulk_create(Entry(name=str(number)) for number in range(3))
     connections.close_all()
     threads, files = set(threading.enumerate()), file_descriptors()
     chaos = Chaos(seed, postgres)
@@ -235,6 +245,7 @@ def test_chaos(seed: int, postgres: PostgresObserver) -> None:
         assert not driver.is_alive()
     for pool in chaos.pools:
         pool.shutdown()
+    suspended.clear()
     for future, number in chaos.submitted:
         with contextlib.suppress(FORESEEN):
             assert future.result(20) == number

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections
+from django.db.backends.signals import connection_created
 
 from django_executors import ThreadPoolExecutor, all_connections
 from django_executors.lifecycle import keeping, sessions
@@ -247,3 +248,22 @@ def test_refused_resets(caplog: pytest.LogCaptureFixture) -> None:
         assert sessions._given_up == {"default"}
     finally:
         sessions._given_up.clear()
+
+
+@pytest.mark.parametrize("conn_max_age", [0, 60])
+def test_slow_answers(conn_max_age: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer takes longer than a reset may, tasks are as right as without resets."""
+
+    def slow_down(**_: object) -> None:
+        proxy.latency = 1.2
+
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", conn_max_age)
+    connection_created.connect(slow_down)  # what connecting itself asks is answered at once
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(Entry.objects.count).result(20) == 0
+    finally:
+        connection_created.disconnect(slow_down)
+    proxy.latency = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        assert len(set(results(queued(pool, backend, backend)))) == 1  # it says nothing against resets

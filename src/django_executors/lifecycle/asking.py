@@ -2,15 +2,20 @@
 
 The drivers' own calls wait for as long as the network makes them. Where one lets us send and receive
 apart, nothing waits for a network that has stalled: not a result, and no worker for ever.
+
+psycopg serialises what threads do with one connection by its `lock`; libpq, below it, does not, and
+crashes the process. So nothing here, or elsewhere in this library, uses a `PGconn` without that lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import select
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 # psycopg's ExecStatus and DiagnosticField, by number: no driver is imported here.
@@ -45,11 +50,31 @@ def can_ask(driver: Any) -> bool:
     return hasattr(driver, "pgconn") or hasattr(driver, "send_query")
 
 
+@contextlib.contextmanager
+def locked(driver: Any, seconds: float) -> Iterator[None]:
+    """Have a psycopg connection for the calling thread alone.
+
+    Raises:
+        TimeoutError: another thread, or a suspended generator, has not let go of it in that time.
+    """
+    if not driver.lock.acquire(timeout=max(0.0, seconds)):
+        raise TimeoutError("the connection is in use")
+    try:
+        yield
+    finally:
+        driver.lock.release()
+
+
 def send(driver: Any, sql: bytes) -> None:
-    """Send one statement, and do not wait."""
+    """Send one statement, and do not wait.
+
+    Raises:
+        TimeoutError: another thread uses the connection.
+    """
     if hasattr(driver, "pgconn"):
-        driver.pgconn.send_query(sql)
-        driver.pgconn.flush()
+        with locked(driver, 0):
+            driver.pgconn.send_query(sql)
+            driver.pgconn.flush()
     else:
         driver.send_query(sql)
 
@@ -61,7 +86,8 @@ def receive(driver: Any, deadline: float) -> None:
         Exception: there was none, or it was an error.
     """
     if hasattr(driver, "pgconn"):
-        results(driver.pgconn, deadline)
+        with locked(driver, deadline - time.monotonic()):
+            results(driver.pgconn, deadline)
         return
     _wait(driver.fileno(), select.POLLIN, deadline)
     driver.read_query_result()
@@ -69,7 +95,10 @@ def receive(driver: Any, deadline: float) -> None:
 
 
 def results(pgconn: Any, deadline: float) -> list[Any]:
-    """Wait for all results of what was sent, until the deadline; raise if one is an error."""
+    """Wait for all results of what was sent, until the deadline; raise if one is an error.
+
+    The caller has the connection's lock.
+    """
     results: list[Any] = []
     unsent = pgconn.flush()
     pgconn.consume_input()  # most often all of it is there already

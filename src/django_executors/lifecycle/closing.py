@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .inspection import is_open, is_pooled
+
+#: The most seconds that the end of a connection waits for another thread that uses it.
+_PATIENCE = 1.0
 
 
 def close_for_good(wrapper: BaseDatabaseWrapper, *, dirty: bool) -> BaseException | None:
@@ -19,10 +23,13 @@ def close_for_good(wrapper: BaseDatabaseWrapper, *, dirty: bool) -> BaseExceptio
     """
     driver: Any = wrapper.connection
     try:
-        if dirty and is_pooled(wrapper) and driver is not None:
-            # Not close(): a pool with close_returns takes that for «put it back».
-            driver.pgconn.finish()
-        wrapper.close()
+        if is_pooled(wrapper):
+            if dirty and driver is not None:
+                _finish(driver)
+            wrapper.close()
+        else:
+            with _alone(driver):
+                wrapper.close()
     except BaseException as error:  # noqa: BLE001 - returned
         _drop(wrapper, driver)
         return error
@@ -37,8 +44,35 @@ def _drop(wrapper: BaseDatabaseWrapper, driver: Any) -> None:
         # Private names of psycopg's, which Django uses too. The pool sets it to None when it has the
         # connection back.
         if (pool := getattr(driver, "_pool", None)) is not None:
-            driver.pgconn.finish()
+            _finish(driver)
             pool.putconn(driver)
         elif not hasattr(driver, "_pool"):
-            driver.close()
+            close_driver(driver)
     wrapper.connection = None
+
+
+def close_driver(driver: Any) -> None:
+    """Close the connection of a driver that no wrapper has, and no pool."""
+    with _alone(driver):
+        driver.close()
+
+
+def _finish(driver: Any) -> None:
+    # Not close(): a pool with close_returns takes that for «put it back».
+    with _alone(driver):
+        driver.pgconn.finish()
+
+
+@contextlib.contextmanager
+def _alone(driver: Any) -> Iterator[None]:
+    """Let no other thread use a psycopg connection meanwhile, such as one that closes a cursor of it."""
+    if not hasattr(driver, "pgconn"):
+        yield
+        return
+    # If it is not free after that time, a suspended generator has it, and no thread is at work.
+    is_free = driver.lock.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        if is_free:
+            driver.lock.release()

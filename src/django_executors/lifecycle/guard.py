@@ -15,7 +15,7 @@ from collections import deque
 
 from . import caching, ledger
 from .holder import Holder
-from .inspection import is_open, why_dirty
+from .inspection import is_open
 
 #: What went wrong at the ends of threads, for a living one to log: (alias, thread name, error).
 failures: deque[tuple[str, str, BaseException]] = deque(maxlen=100)
@@ -50,7 +50,7 @@ class _ThreadEnd:
                 wrapper = entry.wrapper()
                 # A wrapper lent to other threads is their lender's to close.
                 if wrapper is not None and entry.holds(wrapper) and not wrapper.allow_thread_sharing:
-                    error = entry.close(wrapper, dirty=why_dirty(wrapper) is not None)
+                    error = entry.close(wrapper, dirty=entry.why_dirty(wrapper) is not None)
                     if is_open(wrapper):  # SQLite in memory, which Django never closes
                         error = entry.close(wrapper, dirty=True)
                     if error is not None:

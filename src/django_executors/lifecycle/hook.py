@@ -1,7 +1,7 @@
 """The one hook: it sees each connection of this process open, commit and close.
 
 Django's handler makes each wrapper by `connections.create_connection`. That attribute of the handler,
-replaced here, gives the new wrapper instance its own `connect`, `close` and
+replaced here, gives the new wrapper instance its own `connect`, `close`, `chunked_cursor` and
 `run_and_clear_commit_hooks`; its class stays Django's.
 The signal `connection_created` alone would be blind: where connecting fails after the socket opened,
 it is never sent.
@@ -71,8 +71,20 @@ def _watch(wrapper: BaseDatabaseWrapper, holder: Holder) -> Entry:
             if not is_open(wrapper):
                 entry.note_closed()
 
+    def chunked_cursor() -> Any:
+        wrapper = reference()
+        assert wrapper is not None
+        cursor = django_class.chunked_cursor(wrapper)
+        entry.note_cursor(cursor)
+        return cursor
+
     commit_hooks = partial(transactions.run_commit_hooks, reference)
-    vars(wrapper).update(connect=connect, close=close, run_and_clear_commit_hooks=commit_hooks)
+    vars(wrapper).update(
+        connect=connect,
+        close=close,
+        chunked_cursor=chunked_cursor,
+        run_and_clear_commit_hooks=commit_hooks,
+    )
     return entry
 
 

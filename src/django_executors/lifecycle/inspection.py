@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,12 @@ def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:
     if transaction is None and wrapper.vendor == "mysql" and not wrapper.autocommit:
         return "autocommit off"
     return transaction
+
+
+def is_open_on_server(cursor: weakref.ref[Any]) -> bool:
+    """Tell whether this is a server-side cursor, which has a name, and somebody has it and may go on."""
+    found = cursor()
+    return found is not None and getattr(found, "name", None) is not None and not found.closed
 
 
 def why_dirty(wrapper: BaseDatabaseWrapper) -> str | None:

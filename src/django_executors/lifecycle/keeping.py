@@ -16,8 +16,9 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import asking, sessions
+from .closing import close_driver
 from .counting import ConnectionCounts
-from .inspection import is_open, is_pooled, why_dirty
+from .inspection import is_open, is_pooled
 from .ledger import Entry, Kept
 from .limits import Permit
 
@@ -46,7 +47,7 @@ def keep(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> bo
         or is_pooled(wrapper)
         or wrapper.errors_occurred
         or not wrapper.autocommit
-        or why_dirty(wrapper) is not None
+        or entry.why_dirty(wrapper) is not None
     ):
         return False
     fresh = wrapper.settings_dict["CONN_MAX_AGE"] == 0
@@ -71,7 +72,7 @@ def _reclaim(permit: Permit, kept: Kept, counts: ConnectionCounts | None) -> boo
     if not kept.claim():
         return False
     with contextlib.suppress(Exception):
-        kept.driver.close()
+        close_driver(kept.driver)
     if counts is not None:
         counts.add("closed")
     permit.give_back()

@@ -19,10 +19,10 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .attributes import Attributes
-from .closing import close_for_good
+from .closing import close_driver, close_for_good
 from .counting import ConnectionCounts
 from .holder import Holder, current_holder, next_serial
-from .inspection import backend_pid, is_open, is_pooled
+from .inspection import backend_pid, is_open, is_open_on_server, is_pooled, why_dirty
 from .limits import Permit
 from .sessions import Snapshot, take_snapshot
 
@@ -64,6 +64,7 @@ class Entry:
         "born",
         "borrowers",
         "close_was_refused",
+        "cursors",
         "holder",
         "kept",
         "key",
@@ -91,6 +92,8 @@ class Entry:
         self.borrowers: list[weakref.ref[Any]] = []
         #: Django was asked to close it since it connected, and has not: SQLite in memory.
         self.close_was_refused = False
+        #: The server-side cursors that `iterator()` opened since it connected, and may have closed.
+        self.cursors: list[weakref.ref[Any]] = []
         #: Under a ceiling, for as long as it is open.
         self.permit: Permit | None = None
         #: It holds a slot of Django's own pool.
@@ -113,6 +116,7 @@ class Entry:
         self.backend_pid = backend_pid(wrapper)
         self.pooled = is_pooled(wrapper)
         self.close_was_refused = False
+        self.cursors = []
         self.opened_at = time.monotonic()
         self.origin = tracemalloc.get_object_traceback(object()) if tracemalloc.is_tracing() else None
         if self.permit is not None:
@@ -128,6 +132,16 @@ class Entry:
             self.snapshot = take_snapshot(wrapper, self.made)
         if on_open is not None and self.holder is current_holder():
             on_open(self.holder)
+
+    def note_cursor(self, cursor: Any) -> None:
+        """Enter that this was opened to read rows a chunk at a time."""
+        self.cursors = [weakref.ref(cursor), *filter(is_open_on_server, self.cursors)]
+
+    def why_dirty(self, wrapper: BaseDatabaseWrapper) -> str | None:
+        """Say why this connection must not be used again, or None if nothing speaks against it."""
+        if wrapper.connection is not None and any(map(is_open_on_server, self.cursors)):
+            return "an open server-side cursor"
+        return why_dirty(wrapper)
 
     def note_use(self) -> None:
         """Enter that it belongs to the unit of work that runs now."""
@@ -258,7 +272,7 @@ def _strike_out(key: int, holder: Holder) -> None:
     else:
         with contextlib.suppress(Exception):  # thrown away with a connection parked beside it
             if (kept := entry.take_kept()) is not None:
-                kept.driver.close()
+                close_driver(kept.driver)
         entry.note_closed()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .asking import results
+from .asking import locked, results, send
 from .attributes import Attributes
 from .sessions import RESET_TIMEOUT
 
@@ -50,8 +50,12 @@ class PostgreSQLSessions:
         if getattr(driver, "pgconn", None) is None or driver.prepare_threshold is not None:
             return None
         pgconn = driver.pgconn
-        pgconn.send_query(b"SELECT pg_backend_pid()")
-        told = results(pgconn, time.monotonic() + RESET_TIMEOUT)[0]
+        asked = time.monotonic()
+        with locked(driver, RESET_TIMEOUT):
+            # Without a limit, as the task's first query: a late answer would be in that one's way.
+            told = pgconn.exec_(b"SELECT pg_backend_pid()")
+        if time.monotonic() - asked > RESET_TIMEOUT:
+            raise TimeoutError("no reset would be answered in time")
         if int(told.get_value(0, 0)) != pgconn.backend_pid:
             return None  # a pooler: a reset would hit other clients
         return _Setup(driver)
@@ -61,14 +65,14 @@ class PostgreSQLSessions:
         return setup.still_holds(wrapper.connection)
 
     def begin_reset(self, wrapper: BaseDatabaseWrapper) -> None:
-        driver: Any = wrapper.connection
-        driver.pgconn.send_query(_reset_sql(wrapper.timezone_name))
+        send(wrapper.connection, _reset_sql(wrapper.timezone_name))
 
     def finish_reset(self, driver: Any, deadline: float) -> None:
         try:
-            results(driver.pgconn, deadline)
-            while driver.pgconn.notifies():
-                pass  # it came for the task before; psycopg has not read it
+            with locked(driver, deadline - time.monotonic()):
+                results(driver.pgconn, deadline)
+                while driver.pgconn.notifies():
+                    pass  # it came for the task before; psycopg has not read it
         except driver.OperationalError as error:
             raise ConnectionError(str(error)) from error
 

@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import caching, guard, keeping
 from .holder import Holder
-from .inspection import is_open, never_closes, why_dirty
+from .inspection import is_open, never_closes
 from .ledger import Entry, give_back_unused
 from .naming import task_name
 
@@ -116,7 +116,7 @@ def _release(
             continue
         if keep and keeping.keep(entry, wrapper, interrupted=interrupted):
             continue
-        reason = why_dirty(wrapper)
+        reason = entry.why_dirty(wrapper)
         if interrupted and reason is None and is_open(wrapper):
             reason = "an interruption"
         error = None

@@ -45,8 +45,9 @@ class SessionStrategy(Protocol):
     def remember(self, wrapper: BaseDatabaseWrapper) -> Any | None:
         """Remember how the driver's connection is set up, right after connecting.
 
-        May ask the server, within `RESET_TIMEOUT`, whether a pooler stands in between. Return None
-        if sessions of this alias cannot be reset: its connections are closed after each task then.
+        May ask the server whether a pooler stands in between, as part of connecting. Return None if
+        sessions of this alias cannot be reset: its connections are closed after each task then. If it
+        raises, that is so for this connection alone.
         """
         ...
 
