@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asgiref.sync import AsyncToSync, SyncToAsync
+from asgiref.sync import SyncToAsync
 from django.core.cache import caches
 from django.urls import get_script_prefix, set_script_prefix
 from django.utils.translation import trans_real
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor
 from django_executors.execution import thread
-from django_executors.lifecycle import variables
+from django_executors.lifecycle import context, variables
 from django_executors.testing import run_inline
 
 from .gates import Gate
@@ -114,15 +114,13 @@ def test_where_django_keeps_what_settings_replace(owner: object, name: str) -> N
 
 
 def test_routes_of_asgiref() -> None:
-    """What a task's context replaces of asgiref's is where it was."""
-    for variable in (
-        SyncToAsync.thread_sensitive_context,
-        AsyncToSync.async_single_thread_context,
-    ):
-        assert isinstance(variable, contextvars.ContextVar)
-    threads = SyncToAsync.context_to_thread_executor
-    assert isinstance(threads, weakref.WeakKeyDictionary)
-    assert threads.data == {}
+    """What is left out of a task's context, and what is put in its place, is where it was."""
+    assert [route.name for route in context._routes] == [
+        "thread_sensitive_context",
+        "deadlock_context",
+        "async_single_thread_context",
+    ]
+    assert isinstance(SyncToAsync.single_thread_executor, context._OrdinaryThread)
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "yes"])

@@ -36,8 +36,7 @@ def run(packed: bytes) -> bytes:
         setup.ensure(name, worker.address)
     began = monotonic()
     holder = current_holder()
-    if holder.async_route is None:
-        context.begin_worker(holder)
+    context.begin_worker(holder)
     counts = holder.counts = ConnectionCounts()
     notices = _notices_of(worker)
     notices.note_begun(topic, number)

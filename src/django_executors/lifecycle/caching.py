@@ -8,29 +8,24 @@ tasks the clients that the worker has.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 
 from . import ledger
 from .holder import Holder, current_holder, next_serial
 
-
-class AsyncRoute(ThreadSensitiveContext):
-    """By which asgiref finds the thread in which async code in a worker's task runs synchronous code.
-
-    What other threads make for the task is the worker's to let go of, when the task ends.
-    """
-
-    def __init__(self, holder: Holder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]  # newer asgiref has types
-        self.holder = holder
+#: In a task's context, and so in those of the threads that do a part of it: its worker, which lets go of
+#: what they make when the task ends.
+in_charge: contextvars.ContextVar[Holder | None] = contextvars.ContextVar(
+    "django_executors.in_charge", default=None
+)
 
 
 class Client:
@@ -162,8 +157,7 @@ def _is_a(thing: object, module: str, name: str) -> bool:
 
 def holder_in_charge(holder: Holder) -> Holder:
     """Return the worker for whose task this thread, the calling one, does its part; or itself."""
-    route = SyncToAsync.thread_sensitive_context.get(None)
-    return route.holder if isinstance(route, AsyncRoute) else holder
+    return holder if holder.is_ordinary else in_charge.get() or holder
 
 
 def _install() -> None:

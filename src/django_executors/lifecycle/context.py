@@ -5,10 +5,15 @@ that it belongs to. Language, time zone, URLconf and script prefix Django keeps 
 which some versions of asgiref carry in a context and some do not; they are read and set by Django's
 own functions. Two things in a context are not a task's to have: the submitter's cache clients, and
 asgiref's routes, by which async code in the task would wait for the request's own thread for ever.
+
+Where an event loop runs in the task's own thread, as by `asyncio.run`, its ORM calls run in a thread of
+the worker's, not in the one that asgiref has for the whole process, which never ends and keeps its
+connections. That holds for no other loop: what a task gives to the server's runs as without a pool.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import contextvars
 import threading
@@ -53,9 +58,35 @@ changes_to_come: contextvars.ContextVar[list[Callable[[], object]]] = contextvar
 )
 
 
+#: By which asgiref sends the synchronous code of coroutines to a thread of their request's.
+_routes: list[contextvars.ContextVar[Any]] = [
+    SyncToAsync.thread_sensitive_context,
+    SyncToAsync.deadlock_context,
+    AsyncToSync.async_single_thread_context,
+]
+
+
+def _copy() -> contextvars.Context:
+    """Return a copy of the current context without asgiref's routes.
+
+    Not one in which they are None: asgiref takes that for a route that somebody has chosen.
+    """
+    copy = contextvars.copy_context()
+    for route in _routes:
+        if route in copy:
+            break
+    else:
+        return copy
+    context = contextvars.Context()
+    for variable, value in copy.items():
+        if variable not in _routes:
+            context.run(variable.set, value)
+    return context
+
+
 def inherit() -> contextvars.Context:
     """Return a context for one task that is to be called as the calling thread would call it now."""
-    context = contextvars.copy_context()
+    context = _copy()
     # The script prefix alone is what `django.setup()` leaves in the main thread.
     if variables.is_anything_set() or _prefix(variables.script_prefix.get(None)) != "/":
         context.run(changes_to_come.set, _find_changes())
@@ -64,8 +95,6 @@ def inherit() -> contextvars.Context:
 
 def _find_changes() -> list[Callable[[], object]]:
     changes: list[Callable[[], object]] = []
-    if variables.async_thread.get(None) is not None:
-        changes.append(partial(variables.async_thread.set, None))  # type: ignore[arg-type]
     if variables.async_executor.get(None) is not None:
         changes.append(_forget_executor)
     if variables.caches.get(None) is not None:
@@ -106,16 +135,13 @@ def forget_caches() -> None:
 
 def begin_worker(holder: Holder) -> None:
     """Prepare the calling worker for `run_in_worker`, when its initializer has run."""
-    holder.async_route = caching.AsyncRoute(holder)
-    holder.context = contextvars.copy_context()
+    holder.context = _copy()
     holder.context.run(forget_caches)
 
 
 def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
     """Call the task's function in the calling worker, in its context, which is the current one."""
-    # Where `asyncio.run` in a task sends Django's async ORM: to a thread of the worker's own, not to
-    # the one that asgiref has for the whole process, which never ends and keeps its connections.
-    SyncToAsync.thread_sensitive_context.set(holder.async_route)
+    caching.in_charge.set(holder)
     if changes := changes_to_come.get(None):
         for change in changes:
             change()
@@ -128,9 +154,8 @@ def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dic
         # Of `sync_to_async` in this worker: a later task's `async_to_sync` would go to that loop.
         if loops := vars(SyncToAsync.threadlocal):
             loops.clear()
-        threads = SyncToAsync.context_to_thread_executor
-        # Its dictionary, since the len() of a weak one is slow.
-        if threads.data and (thread := threads.pop(holder.async_route, None)) is not None:  # type: ignore[attr-defined]
+        if (thread := holder.async_thread) is not None:
+            holder.async_thread = None
             with contextlib.suppress(RuntimeError):  # the interpreter exits: it has ended that thread
                 thread.submit(_release_all).result()
             thread.shutdown()
@@ -157,3 +182,34 @@ def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R
 
 def _release_all() -> None:
     release(current_holder())
+
+
+class _OrdinaryThread(concurrent.futures.Executor):
+    """Where asgiref runs the ORM of event loops that have no route: in its one thread, or a worker's."""
+
+    def __init__(self, asgirefs: concurrent.futures.Executor) -> None:
+        self._asgirefs = asgirefs
+
+    def submit(
+        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[R]:
+        """Called by the event loop's thread, in the context of the coroutine that awaits it."""
+        worker = caching.in_charge.get()
+        if worker is None:
+            return self._asgirefs.submit(fn, *args, **kwargs)
+        if worker is not current_holder():  # a task's coroutine, in a loop that is not the task's
+            return self._asgirefs.submit(_for_no_task, fn, *args, **kwargs)
+        if worker.async_thread is None:
+            worker.async_thread = concurrent.futures.ThreadPoolExecutor(1)
+        return worker.async_thread.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._asgirefs.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _for_no_task(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    current_holder().is_ordinary = True
+    return fn(*args, **kwargs)
+
+
+SyncToAsync.single_thread_executor = _OrdinaryThread(SyncToAsync.single_thread_executor)  # type: ignore[assignment]

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from asgiref.sync import SyncToAsync
 from django.core.cache import caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -149,8 +148,7 @@ def _is_no_worker(holder: Holder) -> None:
         if wrapper is not None and not never_closes(wrapper):  # which has no socket
             _forget(wrapper)
     context.forget_caches()
-    if holder.async_route is not None:  # an initializer has none
-        SyncToAsync.context_to_thread_executor.pop(holder.async_route, None)  # its thread is not here
+    holder.async_thread = None  # it is not here
 
 
 def _forget(wrapper: BaseDatabaseWrapper) -> None:

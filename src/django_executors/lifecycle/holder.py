@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ class Holder:
 
     __slots__ = (
         "__weakref__",
-        "async_route",
+        "async_thread",
         "caches",
         "context",
         "counts",
         "entries",
         "executor",
         "inline_tasks",
+        "is_ordinary",
         "pid",
         "scopes",
         "task",
@@ -49,8 +51,10 @@ class Holder:
         self.context = contextvars.Context()
         #: The cache clients that this thread made and has not let go of, oldest first.
         self.caches: list[Client] = []
-        #: By which asgiref tells where async code in a task runs Django's ORM.
-        self.async_route: Any = None
+        #: Where the event loop of its task runs Django's ORM.
+        self.async_thread: Executor | None = None
+        #: It is the thread that asgiref has for the whole process, and does no task's part.
+        self.is_ordinary = False
         #: The worker for whose task's async code this thread made a wrapper.
         self.works_for: Holder | None = None
         #: How many tasks run in this thread because they were submitted in it, one in another.

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from . import context, variables
+from . import caching, context, variables
 from .holder import Holder
 
 #: Pickled one by one: what is to be called in the other process.
@@ -24,6 +24,7 @@ Carried = tuple[bytes, ...]
 
 #: A variable's module and its name there; None: it has none.
 _places: dict[contextvars.ContextVar[object], tuple[str, str] | None] = {
+    caching.in_charge: None,  # type: ignore[dict-item]
     context.changes_to_come: None,  # type: ignore[dict-item]
     variables.precision: None,  # type: ignore[dict-item]
 }

@@ -55,7 +55,6 @@ def variable_of(local: object) -> Variable:
     return found if isinstance(found, contextvars.ContextVar) else Unknown()
 
 
-async_thread = AsyncToSync.async_single_thread_context
 async_executor = variable_of(getattr(AsyncToSync, "executors", None))
 caches: Variable = Replaceable(django_caches, "_connections")
 language: Variable = Replaceable(trans_real, "_active")
@@ -83,8 +82,7 @@ def renew_locks() -> None:
 def is_anything_set() -> bool:
     """Tell whether anything but the script prefix may be set in the calling thread."""
     return not (
-        async_thread.get(None)
-        is async_executor.get(None)
+        async_executor.get(None)
         is caches.get(None)
         is language.get(None)
         is time_zone.get(None)
