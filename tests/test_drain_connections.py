@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("collector_off", "idle_before_and_after")
 @pytest.mark.usefixtures("conn_max_age")
 def test_kept_while_idle(postgres: PostgresObserver) -> None:
     """Idle workers that keep a connection let go of it at once, and are as many as before."""
-    workers, rounds = 4, 3
+    workers, rounds = 2, 20
     pool = ThreadPoolExecutor(workers, conn_max_idle=IDLE)
     barrier = threading.Barrier(workers)
 

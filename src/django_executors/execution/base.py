@@ -3,8 +3,9 @@
 submit ──► queue ──► run ──► settle ──► resolve ──► callbacks ──► settle ──► wait or next
 (caller)             └───────────────────────── (worker) ────────────────────────────┘
 
-submit      the standard `submit`, given `run_task` with the task's function in front, so that
-            whatever wraps the standard class (tracing, error reporting) sees each task
+submit      the standard `submit`, given the task's function, so that whatever replaces it on the
+            standard class (tracing, error reporting) sees and wraps each task
+queue       puts `run_task` around what comes of that
 run         the task's function, called with its arguments, in a copy of its submitter's context
 settle      what the task opened is closed, however it ended, before anybody hears of its end; or
             kept, if more tasks are queued than workers keep
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextvars
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -70,6 +72,7 @@ class Queue(Protocol):
 def run_task(
     queue: Queue,
     inherited: contextvars.Context | None,
+    named: Callable[..., object],
     fn: Callable[P, R],
     /,
     *args: P.args,
@@ -79,15 +82,13 @@ def run_task(
 
     Args:
         inherited: its submitter's context; None: what the initializer left.
+        named: by which it is called in logs.
+        fn: this function, or what somebody has wrapped it in.
     """
     holder = current_holder()
-    if holder.executor is None or holder.task is not None:
-        # Somebody has put a `submit` in the standard class's place that calls at once: in the
-        # caller's thread, on the caller's connections.
-        return fn(*args, **kwargs)
     if holder.entries or holder.caches:
         queue.begin(holder)
-    holder.task = fn
+    holder.task = named
     worker = holder.worker
     began = monotonic()
     worker.queue_seconds += began - worker.item.future.queued_at
@@ -116,7 +117,34 @@ def run_task(
             holder.scopes.clear()
         worker.run_seconds += monotonic() - began
         if failed:
-            worker.item.future.failed_fn = fn
+            worker.item.future.failed_fn = named
             worker.failed += 1
         else:
             worker.completed += 1
+
+
+class AroundTasks(threading.local):
+    """Puts `run_task` around each work item that a pool's `submit` queues. Refers to no pool.
+
+    Outside of what a replaced `submit` has wrapped the task's function in: what that sets in the
+    worker, a scope or a trace, holds for the task.
+    """
+
+    def __init__(self, inherit_context: bool) -> None:
+        self._inherit_context = inherit_context
+        #: What the calling thread submits now: the task's function, and the context for it.
+        self.call: tuple[Callable[..., object], contextvars.Context | None] | None = None
+
+    def __call__(self, queue: Queue, item: Any) -> None:
+        # Private names of the standard class's: up to Python 3.13, and after.
+        is_newer = not hasattr(item, "fn")
+        fn, args, kwargs = item.task if is_newer else (item.fn, item.args, item.kwargs)
+        if self.call is not None:
+            named, inherited = self.call
+        else:  # a replaced `submit` has gone on in another thread, or this is the standard one itself
+            named, inherited = fn, context.inherit() if self._inherit_context else None
+        args = (queue, inherited, named, fn, *args)
+        if is_newer:
+            item.task = run_task, args, kwargs
+        else:
+            item.fn, item.args = run_task, args

@@ -167,7 +167,7 @@ def run(carried: portable.Carried, queued_at: float, call: bytes) -> Outcome:
     inherited = portable.unpack(holder, carried)
     failed = False
     try:
-        packed = run_task(_queues[-1], inherited, _load_and_call, worker, call)
+        packed = run_task(_queues[-1], inherited, _load_and_call, _load_and_call, worker, call)
     except BaseException as error:  # noqa: BLE001 - it is the future's
         failed = True
         packed = pickling.dump_error(_dumps, worker.fn, error)

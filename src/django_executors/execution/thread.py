@@ -17,7 +17,7 @@ from django_executors.lifecycle.holder import current_holder
 from django_executors.lifecycle.transactions import warn_if_open
 
 from . import inline, living
-from .base import begin_worker, run_task
+from .base import AroundTasks, begin_worker
 from .bound import Bound, NoRoom
 from .ending import end
 from .executor import Executor
@@ -101,6 +101,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         self._inherit_context = inherit_context
         self._users_initializer = initializer, initargs
         self._immediate = ImmediateExecutor()
+        self._around = AroundTasks(inherit_context)
         self._begin(max_workers, thread_name_prefix)
 
     def _begin(self, max_workers: int | None, thread_name_prefix: str) -> None:
@@ -109,7 +110,7 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
         max_pending, when_full = self._bound
         bound = None if max_pending is None else Bound(max_pending, blocks=when_full == "block")
         work = Work(bound)
-        queue = WorkQueue(work, self._conn_max_idle)
+        queue = WorkQueue(work, self._around, self._conn_max_idle)
         queue.executor = weakref.ref(self)
         super().__init__(max_workers, thread_name_prefix, begin_worker, (queue, initializer, initargs))
         # A private name of the standard class's: the number that it has chosen.
@@ -141,18 +142,14 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
             return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
         if (holder := current_holder()).entries:
             warn_if_open(holder, fn)
+        around = self._around
         inherited = context.inherit() if self._inherit_context else None
-        submit = super().submit
         work = self._work
         try:
             while True:
+                around.call = fn, inherited
                 try:
-                    if not _THREADS_INHERIT:
-                        return submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-                    # A worker that starts now would keep the context that it starts in for ever.
-                    return contextvars.Context().run(
-                        lambda: submit(run_task, self._queue, inherited, fn, *args, **kwargs)
-                    )
+                    return super().submit(fn, *args, **kwargs)
                 except NoRoom:
                     pass
                 work.wait_for_room()
@@ -160,12 +157,18 @@ class ThreadPoolExecutor(Executor, concurrent.futures.ThreadPoolExecutor):
             if work.bound is not None:
                 work.bound.pass_on()
             raise
+        finally:
+            around.call = None
 
     def _adjust_thread_count(self) -> None:
         # A private method of the standard class's, which takes its time to find that all have started.
         if len(self._threads) < self._max_workers:
+            start = super()._adjust_thread_count
             try:
-                super()._adjust_thread_count()
+                if _THREADS_INHERIT:  # a worker would keep the context that it starts in for ever
+                    contextvars.Context().run(start)
+                else:
+                    start()
             except BaseException:
                 if not self._threads:  # to run the task, whose future nobody gets
                     self._queue.cancel_pending(Counter())

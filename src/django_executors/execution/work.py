@@ -237,7 +237,7 @@ class Work:
         """Return the task's function that a work item of the standard pool stands for."""
         # Up to Python 3.13, and after.
         fn, args = (item.fn, item.args) if hasattr(item, "fn") else item.task[:2]
-        # `run_task`, or what somebody has wrapped it in: its arguments begin with the queue.
+        # The arguments of `run_task` begin with the queue.
         return args[2] if args and getattr(args[0], "work", None) is self else fn
 
     def name_of(self, item: Any) -> str:

@@ -6,7 +6,9 @@ its place, for the moments that no public hook reaches:
 
 - `get(block=True)`: a worker waits. Done-callbacks run after the task's own wrapper has returned, an
   initializer before the first one; what they opened is let go here.
-- `put(item)`: a work item is queued, still unseen by any worker. Its future gets its own class here, by
+- `put(item)`: a work item is queued, still unseen by any worker. What a worker does around a task is put
+  around it here: outside of what a replaced `submit`, such as a tracer's, has wrapped it in, whose own
+  contextvars the task then has. Its future gets its own class here, by
   `item.future.__class__`: after `submit` has returned would be a race. And the bound on the queue holds
   here: under the pool's lock, after `submit` has looked whether the pool takes tasks.
 
@@ -36,6 +38,9 @@ from .work import Initializer, Work
 
 #: Queued to have a waiting worker let go of what it keeps. Never leaves this module.
 _LET_GO = object()
+#: For how many seconds a worker that has let go leaves the queue to the others: longer than `drain`
+#: pauses.
+_OTHERS_TURN = 0.01
 
 _take = queue.SimpleQueue.get
 _put = queue.SimpleQueue.put
@@ -49,8 +54,11 @@ def workers_of(executor: concurrent.futures.ThreadPoolExecutor) -> list[threadin
 class WorkQueue(queue.SimpleQueue[Any]):
     """A pool's queue. Workers that wait at it hold no connection, but for `conn_max_idle` seconds."""
 
-    def __init__(self, work: Work, conn_max_idle: float = 0.0) -> None:
+    def __init__(
+        self, work: Work, put_around: Callable[[WorkQueue, Any], None], conn_max_idle: float
+    ) -> None:
         self.work = work
+        self._put_around = put_around
         self.bound = work.bound
         #: Return the pool, if somebody refers to it.
         self.executor: Callable[[], Any] = lambda: None
@@ -68,6 +76,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
             work = self.work
             if work.bound is not None:
                 work.bound.check()
+            self._put_around(self, item)
             future = item.future
             future.__class__ = TaskFuture
             future.work = work
@@ -116,6 +125,8 @@ class WorkQueue(queue.SimpleQueue[Any]):
         while item is _LET_GO:
             self._markers.pop()
             release(holder)
+            # Before Python 3.13, each of them may wake up the same worker.
+            threading.Event().wait(_OTHERS_TURN)
             item = self._wait(holder)
         holder.worker.take(item)
         if item is None:
