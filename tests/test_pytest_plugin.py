@@ -228,3 +228,19 @@ def test_without_settings(options: tuple[str, ...], checked: str, project: Proje
     )
     run = project.run(*options)
     assert (run.code, len(run.passed)) == (0, 3), run.output
+
+
+WITHOUT_DJANGO = """
+    import sys
+
+    def test_what_is_imported():
+        assert "django_executors.pytest_plugin" in sys.modules
+        assert not {"django", "asgiref", "django_executors.testing"} & sys.modules.keys()
+"""
+
+
+def test_a_project_without_django(project: Project) -> None:
+    """Where tests ask for nothing of ours, the plugin imports neither Django nor what needs it."""
+    project.write("test_it.py", WITHOUT_DJANGO)
+    run = project.run("-p", "no:django")
+    assert run.passed == ["test_what_is_imported"], run.output

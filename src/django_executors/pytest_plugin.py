@@ -4,6 +4,9 @@
 - setting `executors_assert_no_open_connections = true`: checks every test, its fixtures included
 - markers `run_inline` and `assert_no_open_connections`: on for one test or class, or off with `(False)`
 - before pytest-django drops the test databases, executors are drained
+
+Each test run in an environment with this package loads this module, whether or not it has to do with
+Django: what imports Django is imported where it is first needed.
 """
 
 from __future__ import annotations
@@ -13,10 +16,6 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-
-from . import testing
-from .exceptions import ConnectionLeakError
-from .testing import ExecutorTestMixin
 
 _SETTINGS = {
     "run_inline": "Run the tasks of django_executors in the threads that submit them.",
@@ -40,9 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _is_on(node: pytest.Item, name: str) -> bool:
     marker = node.get_closest_marker(name)
     if marker is None:
-        if name == "run_inline" and issubclass(getattr(node, "cls", None) or object, ExecutorTestMixin):
-            return False  # it is for real workers
-        return bool(node.config.getini(f"executors_{name}"))
+        is_on = bool(node.config.getini(f"executors_{name}"))
+        return is_on and not (name == "run_inline" and _is_for_real_workers(node))
     for on in (True, False):
         if (marker.args, marker.kwargs) in [((on,), {}), ((), {"on": on})]:
             return on
@@ -51,7 +49,13 @@ def _is_on(node: pytest.Item, name: str) -> bool:
     return True
 
 
-# Wrappers in the old style, which every pluggy knows: each test run in this environment loads this.
+def _is_for_real_workers(node: pytest.Item) -> bool:
+    from .testing import ExecutorTestMixin
+
+    return issubclass(getattr(node, "cls", None) or object, ExecutorTestMixin)
+
+
+# Wrappers in the old style, which every pluggy knows.
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, None]:
     with contextlib.ExitStack() as stack:
@@ -63,13 +67,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if _is_on(item, "run_inline"):
-        item.stash[_INLINE].enter_context(testing.run_inline())
+        from .testing import run_inline
+
+        item.stash[_INLINE].enter_context(run_inline())
     if _is_on(item, "assert_no_open_connections"):
+        from .testing import assert_no_open_connections
+
         # One for the end of the test, before the workers are drained if it is the last one, and one
         # for the end of the fixtures of its class and module.
         checks: list[contextlib.AbstractContextManager[None]] = []
         for _ in range(2):
-            checks.append(check := testing.assert_no_open_connections())
+            checks.append(check := assert_no_open_connections())
             check.__enter__()
         item.stash[_CHECKS] = checks
 
@@ -89,7 +97,7 @@ def _check(item: pytest.Item) -> None:
     if checks := item.stash.get(_CHECKS, None):
         try:
             checks.pop().__exit__(None, None, None)
-        except ConnectionLeakError:
+        except AssertionError:
             checks.clear()  # once is enough
             raise
 
@@ -97,6 +105,8 @@ def _check(item: pytest.Item) -> None:
 @pytest.fixture
 def run_inline() -> Iterator[None]:
     """Run the tasks of every executor in the test's thread: `django_executors.testing.run_inline`."""
+    from . import testing
+
     with testing.run_inline():
         yield
 
@@ -105,4 +115,10 @@ def run_inline() -> Iterator[None]:
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, None]:
     yield
     if fixturedef.argname == "django_db_setup":
-        fixturedef.addfinalizer(testing.drain)  # the last one added is the first to run
+        fixturedef.addfinalizer(_drain)  # the last one added is the first to run
+
+
+def _drain() -> None:
+    from .testing import drain
+
+    drain()
