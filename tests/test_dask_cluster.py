@@ -92,10 +92,10 @@ def test_many_tasks(
             futures = [executor.submit(tasks.doubled, number) for number in range(number_of_tasks)]
             for future in futures:
                 future.add_done_callback(note)
-            assert half.wait(100)
+            assert half.wait(300)
             if kills:
                 os.kill(pids.pop(), signal.SIGKILL)
-            assert over.wait(100)
+            assert over.wait(300)
         assert not postgres.left()
         assert [future.result() for future in futures] == [
             2 * number for number in range(number_of_tasks)
