@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.core.cache import caches
 from django.db import connections
 
 from django_executors import ThreadPoolExecutor, all_connections
+from django_executors.lifecycle.holder import current_holder
 
 from .asgi_tasks import count, with_asyncio_run
 from .ceilings import ceiling
 from .observers import PostgresObserver
 from .subprocesses import run_python
 from .testapp.models import Entry
+from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("collector_off")
 
 WORKERS = 8
 Submit = Callable[..., Any]
+Main = Callable[[], Coroutine[Any, Any, int]]
 
 
 @pytest.fixture
@@ -34,6 +39,7 @@ def server_loop() -> Iterator[asyncio.AbstractEventLoop]:
     yield loop
     close = sync_to_async(connections.close_all)
     asyncio.run_coroutine_threadsafe(close(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
@@ -80,16 +86,64 @@ def test_queries(server_loop: asyncio.AbstractEventLoop, postgres: PostgresObser
         assert len(postgres.backends("app")) == 1
 
 
-def test_no_permit_is_taken(server_loop: asyncio.AbstractEventLoop) -> None:
-    """asgiref's connection, which nobody closes, is none of those that a ceiling allows to workers."""
+async def in_a_thread() -> int:
+    return await asyncio.to_thread(Entry.objects.count)
 
-    def task() -> int:
-        return asyncio.run_coroutine_threadsafe(count(), server_loop).result(20)
+
+async def not_thread_sensitive() -> int:
+    return await sync_to_async(Entry.objects.count, thread_sensitive=False)()
+
+
+async def in_a_context() -> int:
+    async with ThreadSensitiveContext():
+        return await count()
+
+
+@pytest.mark.parametrize("main", [count, in_a_thread, not_thread_sensitive, in_a_context])
+def test_no_permit_is_taken(main: Main, server_loop: asyncio.AbstractEventLoop) -> None:
+    """What the threads of another loop hold is none of what a ceiling allows to workers."""
+
+    def task() -> tuple[int, int]:
+        elsewhere = asyncio.run_coroutine_threadsafe(main(), server_loop)
+        return Entry.objects.count(), elsewhere.result(20)
 
     with ceiling(1, timeout=5.0), ThreadPoolExecutor(2) as pool:
-        assert pool.submit(task).result(20) == 0
-        assert len(all_connections()) == 1
+        assert pool.submit(task).result(20) == (0, 0)
         assert [pool.submit(Entry.objects.count).result(20) for _ in range(2)] == [0, 0]
+        assert pool.stats().connections_opened == 3
+
+
+def test_no_cache_client_is_taken(server_loop: asyncio.AbstractEventLoop) -> None:
+    """What a task's coroutine makes in another loop's thread is not closed with the task."""
+
+    async def use() -> object:
+        return await caches["default"].aget("number")
+
+    def task() -> list[object]:
+        asyncio.run_coroutine_threadsafe(use(), server_loop).result(20)
+        return list(current_holder().caches)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(task).result(20) == []
+
+
+def test_a_tasks_context_in_a_callback(server_loop: asyncio.AbstractEventLoop) -> None:
+    """A callback that runs in its task's context uses asgiref's thread, as every callback does."""
+    ordinary = asyncio.run_coroutine_threadsafe(current_thread(), server_loop).result(20)
+    found: list[threading.Thread] = []
+    go_on = threading.Event()
+
+    def task() -> contextvars.Context:
+        assert go_on.wait(10)
+        return contextvars.copy_context()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(task)
+        future.add_done_callback(
+            lambda future: found.append(future.result().run(asyncio.run, current_thread()))
+        )
+        go_on.set()
+    assert found == [ordinary]
 
 
 def submit_from_this_thread(submit: Submit, *arguments: Any) -> Any:
@@ -118,6 +172,7 @@ def test_contexts_of_their_own(way: Callable[..., Any], inherit_context: bool) -
 
     def meet() -> threading.Thread:
         barrier.wait(10)
+        assert Entry.objects.count() == 0
         return threading.current_thread()
 
     async def coroutine() -> threading.Thread:
@@ -132,9 +187,21 @@ def test_contexts_of_their_own(way: Callable[..., Any], inherit_context: bool) -
 
     with ThreadPoolExecutor(1, inherit_context=inherit_context) as pool:
         assert len(way(pool.submit, task, main)) == 4
+        assert wait_until(all_connections, lambda found: not found) == ()
         # And in none of their own, in one thread of the worker's, which ends with the task.
         assert way(pool.submit, with_asyncio_run) == 0
         assert all_connections() == ()
+
+
+@pytest.mark.usefixtures("conn_max_age")
+@pytest.mark.parametrize("main", [in_a_thread, not_thread_sensitive])
+@pytest.mark.parametrize("run", [lambda main: asyncio.run(main()), lambda main: async_to_sync(main)()])
+def test_other_threads(main: Main, run: Callable[[Any], int], postgres: PostgresObserver) -> None:
+    """Without the app too, the threads of a task's loop close what they opened when they end."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, main).result(20) == 0
+        assert wait_until(all_connections, lambda found: not found) == ()
+        assert not postgres.left()
 
 
 def test_loops_in_and_outside_of_the_task(server_loop: asyncio.AbstractEventLoop) -> None:

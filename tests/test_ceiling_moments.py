@@ -59,13 +59,16 @@ def test_connect_within_a_connect(monkeypatch: pytest.MonkeyPatch, holding: Gate
 
 @pytest.mark.usefixtures("one")
 def test_asyncio_to_thread_in_a_task() -> None:
-    """The threads of `asyncio.to_thread` give back what they took in the task's name."""
+    """The threads of `asyncio.to_thread` are no workers: nothing holds them back, and they nobody."""
 
     async def count() -> int:
         return await asyncio.to_thread(Entry.objects.count)
 
+    def task() -> tuple[int, int]:
+        return Entry.objects.count(), asyncio.run(count())
+
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lambda: asyncio.run(count())).result(10) == 0
+        assert pool.submit(task).result(10) == (0, 0)
         assert pool.submit(Entry.objects.count).result(10) == 0
 
 

@@ -120,7 +120,7 @@ def test_routes_of_asgiref() -> None:
         "deadlock_context",
         "async_single_thread_context",
     ]
-    assert isinstance(SyncToAsync.single_thread_executor, context._OrdinaryThread)
+    assert isinstance(SyncToAsync.single_thread_executor, context._ProcessWideThread)
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "yes"])

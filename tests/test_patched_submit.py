@@ -118,6 +118,22 @@ def test_the_name_of_one_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert "fails failed" in record.getMessage()
 
 
+def test_one_that_submits_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replaced `submit` may submit something else too: each has a context."""
+    original = Standard.submit
+    others: list[Future[Any]] = []
+
+    def submit_two(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        others.append(original(self, OTHER.get))
+        return original(self, fn, *args, **kwargs)
+
+    monkeypatch.setattr(Standard, "submit", submit_two)
+    OTHER.set("the submitter's")
+    with ThreadPoolExecutor(2) as pool:
+        assert submit(pool, OTHER.get) == "the submitter's"
+        assert others[0].result(10) == "the submitter's"
+
+
 def test_one_that_goes_on_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a replaced `submit` comes back to the standard one elsewhere, tasks run in that context."""
     original = Standard.submit

@@ -247,3 +247,24 @@ def test_opens_nothing_of_its_own(postgres: PostgresObserver) -> None:
     )
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout == "['SELECT 1']\n"
+
+
+def test_first_names_from_several_threads() -> None:
+    """Threads that are the first to use the package may do so at once."""
+    code = """
+        import concurrent.futures, threading
+        import django_executors
+
+        both = threading.Barrier(4)
+
+        def first(name):
+            both.wait(20)
+            return getattr(django_executors, name)
+
+        names = ["connection_scope", "ThreadPoolExecutor", "executors", "all_connections"]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            print(len(set(pool.map(first, names))))
+        """
+    for _ in range(5):
+        finished = run_python(code, settings="tests.settings")
+        assert (finished.stdout, finished.stderr) == ("4\n", "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
 
 from django_executors import ThreadPoolExecutor, all_connections
 
@@ -94,3 +95,25 @@ def test_one_that_is_closed_in_its_task(caplog: pytest.LogCaptureFixture) -> Non
     with ThreadPoolExecutor(1) as pool:
         assert len(set(results(queued(pool, reads, reads, reads)))) == 1
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("conn_max_age")
+def test_used_by_the_thread_that_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector may close a cursor, or a backend end a transaction, in the middle of the closing."""
+
+    def close_after_use(self: Any) -> None:
+        if self.connection is not None and not self.connection.closed:
+            kept.clear()
+            self.connection.rollback()
+        close(self)
+
+    def leaves_one() -> int:
+        kept.append(opens_a_cursor())
+        return 1
+
+    kept: Kept = []
+    close = DatabaseWrapper._close
+    monkeypatch.setattr(DatabaseWrapper, "_close", close_after_use)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(leaves_one).result(10) == 1
+        assert all_connections() == ()

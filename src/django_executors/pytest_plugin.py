@@ -5,8 +5,7 @@
 - markers `run_inline` and `assert_no_open_connections`: on for one test or class, or off with `(False)`
 - before pytest-django drops the test databases, executors are drained
 
-Each test run in an environment with this package loads this module, whether or not it has to do with
-Django: what imports Django is imported where it is first needed.
+pytest loads this module in every project of the environment, so imports that need Django are deferred.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ submit ──► queue ──► run ──► settle ──► resolve ──�
 
 submit      the standard `submit`, given the task's function, so that whatever replaces it on the
             standard class (tracing, error reporting) sees and wraps each task
-queue       puts `run_task` around what comes of that
+queue       wraps the result in `run_task`
 run         the task's function, called with its arguments, in a copy of its submitter's context
 settle      what the task opened is closed, however it ended, before anybody hears of its end; or
             kept, if more tasks are queued than workers keep
@@ -82,8 +82,8 @@ def run_task(
 
     Args:
         inherited: its submitter's context; None: what the initializer left.
-        named: by which it is called in logs.
-        fn: this function, or what somebody has wrapped it in.
+        named: the task's function, whose name is logged.
+        fn: the function to call: `named`, or a wrapper of it.
     """
     holder = current_holder()
     if holder.entries or holder.caches:
@@ -126,8 +126,8 @@ def run_task(
 class AroundTasks(threading.local):
     """Puts `run_task` around each work item that a pool's `submit` queues. Refers to no pool.
 
-    Outside of what a replaced `submit` has wrapped the task's function in: what that sets in the
-    worker, a scope or a trace, holds for the task.
+    `run_task` is the outermost wrapper, so the context variables that a replaced `submit` has its
+    wrapper set are set in the task's context.
     """
 
     def __init__(self, inherit_context: bool) -> None:
@@ -139,9 +139,10 @@ class AroundTasks(threading.local):
         # Private names of the standard class's: up to Python 3.13, and after.
         is_newer = not hasattr(item, "fn")
         fn, args, kwargs = item.task if is_newer else (item.fn, item.args, item.kwargs)
-        if self.call is not None:
-            named, inherited = self.call
-        else:  # a replaced `submit` has gone on in another thread, or this is the standard one itself
+        call, self.call = self.call, None
+        if call is not None:
+            named, inherited = call
+        else:  # a replaced `submit` submits more than the task, or goes on in another thread
             named, inherited = fn, context.inherit() if self._inherit_context else None
         args = (queue, inherited, named, fn, *args)
         if is_newer:

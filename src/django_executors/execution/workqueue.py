@@ -6,11 +6,10 @@ its place, for the moments that no public hook reaches:
 
 - `get(block=True)`: a worker waits. Done-callbacks run after the task's own wrapper has returned, an
   initializer before the first one; what they opened is let go here.
-- `put(item)`: a work item is queued, still unseen by any worker. What a worker does around a task is put
-  around it here: outside of what a replaced `submit`, such as a tracer's, has wrapped it in, whose own
-  contextvars the task then has. Its future gets its own class here, by
-  `item.future.__class__`: after `submit` has returned would be a race. And the bound on the queue holds
-  here: under the pool's lock, after `submit` has looked whether the pool takes tasks.
+- `put(item)`: a work item is queued, still unseen by any worker. It is wrapped in `run_task` here, after
+  a replaced `submit`, such as a tracer's, has wrapped the task's function. Its future gets its own class
+  here, by `item.future.__class__`: after `submit` has returned would be a race. And the bound on the
+  queue holds here: under the pool's lock, after `submit` has looked whether the pool takes tasks.
 
 A shutdown with a deadline takes items out of it, as the standard `shutdown(cancel_futures=True)` does.
 `workers_of` reads the pool's threads; the interpreter's end wakes up and joins those in

@@ -52,7 +52,7 @@ def can_ask(driver: Any) -> bool:
 
 @contextlib.contextmanager
 def locked(driver: Any, seconds: float) -> Iterator[None]:
-    """Have a psycopg connection for the calling thread alone.
+    """Hold the lock of a psycopg connection.
 
     Raises:
         TimeoutError: another thread, or a suspended generator, has not let go of it in that time.

@@ -7,25 +7,20 @@ tasks the clients that the worker has.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import contextvars
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from asgiref.sync import AsyncToSync
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 
 from . import ledger
-from .holder import Holder, current_holder, next_serial
-
-#: In a task's context, and so in those of the threads that do a part of it: its worker, which lets go of
-#: what they make when the task ends.
-in_charge: contextvars.ContextVar[Holder | None] = contextvars.ContextVar(
-    "django_executors.in_charge", default=None
-)
+from .holder import Holder, current_holder, in_task_of, next_serial
 
 
 class Client:
@@ -155,9 +150,14 @@ def _is_a(thing: object, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(thing, getattr(sys.modules[module], name))
 
 
-def holder_in_charge(holder: Holder) -> Holder:
-    """Return the worker for whose task this thread, the calling one, does its part; or itself."""
-    return holder if holder.is_ordinary else in_charge.get() or holder
+def _in_charge() -> Holder:
+    """Return who lets go of what the calling thread makes now."""
+    worker = in_task_of.get()
+    if worker is not None and worker.task is not None:
+        with contextlib.suppress(RuntimeError):  # no loop runs here
+            if asyncio.get_running_loop() in AsyncToSync.loop_thread_executors:
+                return worker  # which has called `async_to_sync`, and waits for the thread of that loop
+    return current_holder().in_charge
 
 
 def _install() -> None:
@@ -165,7 +165,7 @@ def _install() -> None:
 
     def create_connection(alias: str) -> Any:
         ident = current_holder().thread_ident
-        holder = holder_in_charge(current_holder())
+        holder = _in_charge()
         is_worker = holder.executor is not None
         has_an_end = is_worker or holder.scopes or holder.inline_tasks
         if not (has_an_end or ledger.on_open):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,14 +66,21 @@ def _finish(driver: Any) -> None:
 
 @contextlib.contextmanager
 def _alone(driver: Any) -> Iterator[None]:
-    """Let no other thread use a psycopg connection meanwhile, such as one that closes a cursor of it."""
+    """Let no other thread close a cursor of this psycopg connection while the calling one closes it.
+
+    The calling thread may: the collector, which runs at any moment, finds cursors, and a backend's own
+    `close()` may end a transaction. Hence a lock that is reentrant takes the place of psycopg's.
+    """
     if not hasattr(driver, "pgconn"):
         yield
         return
-    # If it is not free after that time, a suspended generator has it, and no thread is at work.
-    is_free = driver.lock.acquire(timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        if is_free:
-            driver.lock.release()
+    lock, reentrant = driver.lock, threading.RLock()
+    with reentrant:
+        driver.lock = reentrant
+        # If it is not free after that time, a suspended generator has it, and no thread is at work.
+        is_free = lock.acquire(timeout=_PATIENCE)
+        try:
+            yield
+        finally:
+            if is_free:
+                lock.release()

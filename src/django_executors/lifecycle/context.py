@@ -28,7 +28,7 @@ from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_u
 from django.utils import timezone, translation
 
 from . import caching, guard, variables
-from .holder import Holder, current_holder, next_serial
+from .holder import Holder, current_holder, in_task_of, next_serial
 from .release import release
 
 P = ParamSpec("P")
@@ -69,7 +69,7 @@ _routes: list[contextvars.ContextVar[Any]] = [
 def _copy() -> contextvars.Context:
     """Return a copy of the current context without asgiref's routes.
 
-    Not one in which they are None: asgiref takes that for a route that somebody has chosen.
+    They must be absent, not None: asgiref takes None for a chosen route.
     """
     copy = contextvars.copy_context()
     for route in _routes:
@@ -141,7 +141,7 @@ def begin_worker(holder: Holder) -> None:
 
 def run(holder: Holder, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
     """Call the task's function in the calling worker, in its context, which is the current one."""
-    caching.in_charge.set(holder)
+    in_task_of.set(holder)
     if changes := changes_to_come.get(None):
         for change in changes:
             change()
@@ -184,7 +184,7 @@ def _release_all() -> None:
     release(current_holder())
 
 
-class _OrdinaryThread(concurrent.futures.Executor):
+class _ProcessWideThread(concurrent.futures.Executor):
     """Where asgiref runs the ORM of event loops that have no route: in its one thread, or a worker's."""
 
     def __init__(self, asgirefs: concurrent.futures.Executor) -> None:
@@ -194,22 +194,21 @@ class _OrdinaryThread(concurrent.futures.Executor):
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> concurrent.futures.Future[R]:
         """Called by the event loop's thread, in the context of the coroutine that awaits it."""
-        worker = caching.in_charge.get()
-        if worker is None:
+        worker = in_task_of.get()
+        if worker is None or worker is not current_holder() or worker.task is None:
             return self._asgirefs.submit(fn, *args, **kwargs)
-        if worker is not current_holder():  # a task's coroutine, in a loop that is not the task's
-            return self._asgirefs.submit(_for_no_task, fn, *args, **kwargs)
         if worker.async_thread is None:
-            worker.async_thread = concurrent.futures.ThreadPoolExecutor(1)
+            worker.async_thread = concurrent.futures.ThreadPoolExecutor(
+                1, initializer=_work_for, initargs=(worker,)
+            )
         return worker.async_thread.submit(fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._asgirefs.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _for_no_task(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    current_holder().is_ordinary = True
-    return fn(*args, **kwargs)
+def _work_for(worker: Holder) -> None:
+    current_holder().works_for = worker
 
 
-SyncToAsync.single_thread_executor = _OrdinaryThread(SyncToAsync.single_thread_executor)  # type: ignore[assignment]
+SyncToAsync.single_thread_executor = _ProcessWideThread(SyncToAsync.single_thread_executor)  # type: ignore[assignment]

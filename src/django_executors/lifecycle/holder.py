@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .counting import ConnectionCounts
     from .ledger import Entry
 
+#: The worker that runs the task whose context this is, or a copy of it.
+in_task_of: contextvars.ContextVar[Holder | None] = contextvars.ContextVar(
+    "django_executors.in_task_of", default=None
+)
+
 _serials = itertools.count(1)
 _local = threading.local()
 
@@ -31,7 +36,6 @@ class Holder:
         "entries",
         "executor",
         "inline_tasks",
-        "is_ordinary",
         "pid",
         "scopes",
         "task",
@@ -53,9 +57,7 @@ class Holder:
         self.caches: list[Client] = []
         #: Where the event loop of its task runs Django's ORM.
         self.async_thread: Executor | None = None
-        #: It is the thread that asgiref has for the whole process, and does no task's part.
-        self.is_ordinary = False
-        #: The worker for whose task's async code this thread made a wrapper.
+        #: The worker for whose tasks' event loops this thread runs the ORM.
         self.works_for: Holder | None = None
         #: How many tasks run in this thread because they were submitted in it, one in another.
         self.inline_tasks = 0
@@ -68,6 +70,11 @@ class Holder:
         self.task: Callable[..., Any] | None = None
         #: The scopes that it is in, outermost first, and the serial numbers at which they began.
         self.scopes: list[tuple[object, int]] = []
+
+    @property
+    def in_charge(self) -> Holder:
+        """Whoever lets go of what this thread makes."""
+        return self.works_for or self
 
     @property
     def unit(self) -> int | None:

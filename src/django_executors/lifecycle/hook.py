@@ -21,8 +21,8 @@ from django.db.backends.signals import connection_created
 
 from django_executors import conf
 
-from . import caching, guard, incidents, keeping, ledger, limits, sessions, transactions
-from .holder import Holder, current_holder
+from . import guard, incidents, keeping, ledger, limits, sessions, transactions
+from .holder import Holder, current_holder, in_task_of
 from .inspection import has_ended, is_open, never_closes
 from .ledger import Entry
 from .postgresql import PostgreSQLSessions
@@ -100,7 +100,7 @@ def _wait_for_turn(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
     ledger.give_back_unused(holder)
     if entry.permit is not None:
         return
-    worker = caching.holder_in_charge(holder)
+    worker = holder.in_charge
     if holder.scopes and holder.thread_ident != threading.main_thread().ident:
         worker = holder
     elif worker.executor is None or (worker is not holder and worker.task is None):
@@ -130,8 +130,8 @@ def _install() -> None:
         wrapper = django_create(alias)
         holder = current_holder()
         entry = _watch(wrapper, holder)
-        if (worker := caching.holder_in_charge(holder)) is not holder:
-            holder.works_for = worker
+        if in_task_of.get() not in (None, holder):
+            guard.arm(holder)  # asyncio or asgiref ends it, and nobody there closes what it opened
         if ledger.on_open is not None:
             ledger.on_open(holder)  # another thread, to which it is lent, may be the one that connects
         if holder.executor is not None:

@@ -99,7 +99,7 @@ def uncommitted(wrapper: BaseDatabaseWrapper) -> str | None:
 
 
 def is_open_on_server(cursor: weakref.ref[Any]) -> bool:
-    """Tell whether this is a server-side cursor, which has a name, and somebody has it and may go on."""
+    """Return whether this is a server-side cursor, by its name, still referenced and open."""
     found = cursor()
     return found is not None and getattr(found, "name", None) is not None and not found.closed
 

@@ -134,7 +134,7 @@ class Entry:
             on_open(self.holder)
 
     def note_cursor(self, cursor: Any) -> None:
-        """Enter that this was opened to read rows a chunk at a time."""
+        """Record a cursor that `chunked_cursor` has opened."""
         self.cursors = [weakref.ref(cursor), *filter(is_open_on_server, self.cursors)]
 
     def why_dirty(self, wrapper: BaseDatabaseWrapper) -> str | None:
@@ -160,7 +160,7 @@ class Entry:
 
     @property
     def counts(self) -> ConnectionCounts | None:
-        return (self.holder.works_for or self.holder).counts
+        return self.holder.in_charge.counts
 
     def give_back_permit(self) -> None:
         if (permit := self.permit) is not None:

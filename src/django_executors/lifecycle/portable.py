@@ -16,15 +16,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from . import caching, context, variables
-from .holder import Holder
+from . import context, variables
+from .holder import Holder, in_task_of
 
 #: Pickled one by one: what is to be called in the other process.
 Carried = tuple[bytes, ...]
 
 #: A variable's module and its name there; None: it has none.
 _places: dict[contextvars.ContextVar[object], tuple[str, str] | None] = {
-    caching.in_charge: None,  # type: ignore[dict-item]
+    in_task_of: None,  # type: ignore[dict-item]
     context.changes_to_come: None,  # type: ignore[dict-item]
     variables.precision: None,  # type: ignore[dict-item]
 }

@@ -52,7 +52,7 @@ class PostgreSQLSessions:
         pgconn = driver.pgconn
         asked = time.monotonic()
         with locked(driver, RESET_TIMEOUT):
-            # Without a limit, as the task's first query: a late answer would be in that one's way.
+            # No timeout: an answer that arrives late would be read by the task's first query.
             told = pgconn.exec_(b"SELECT pg_backend_pid()")
         if time.monotonic() - asked > RESET_TIMEOUT:
             raise TimeoutError("no reset would be answered in time")
