@@ -91,7 +91,7 @@ class WorkQueue(queue.SimpleQueue[Any]):
                     work.items.discard(item)
                 raise
             return
-        _put(self, item)
+        super().put(item)  # no name of this module: the interpreter may have cleared them as it exits
 
     def get_nowait(self) -> Any:
         # A worker may ask in this way between two tasks (Python 3.12 and newer). Whoever empties the

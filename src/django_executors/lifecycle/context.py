@@ -195,7 +195,7 @@ class _ProcessWideThread(concurrent.futures.Executor):
     ) -> concurrent.futures.Future[R]:
         """Called by the event loop's thread, in the context of the coroutine that awaits it."""
         worker = in_task_of.get()
-        if worker is None or worker is not current_holder() or worker.task is None:
+        if worker is None or worker is not current_holder() or worker.is_between_tasks():
             return self._asgirefs.submit(fn, *args, **kwargs)
         if worker.async_thread is None:
             worker.async_thread = concurrent.futures.ThreadPoolExecutor(

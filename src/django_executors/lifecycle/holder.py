@@ -71,6 +71,10 @@ class Holder:
         #: The scopes that it is in, outermost first, and the serial numbers at which they began.
         self.scopes: list[tuple[object, int]] = []
 
+    def is_between_tasks(self) -> bool:
+        """Return whether this is a worker that runs no task now, as it is not in a forked child."""
+        return self.executor is not None and self.task is None
+
     @property
     def in_charge(self) -> Holder:
         """Whoever lets go of what this thread makes."""
