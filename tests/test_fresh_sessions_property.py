@@ -15,7 +15,7 @@ from django_executors import ThreadPoolExecutor
 from django_executors.lifecycle import sessions
 
 from .session_state import session_state
-from .session_steps import ENDINGS, STEPS, Step, kept_alive, returns
+from .session_steps import ENDINGS, STEPS, Step, kept_alive, open_iterator, returns
 from .test_fresh_sessions import one_after_the_other
 from .testapp.models import Entry
 
@@ -91,7 +91,9 @@ def test_any_steps_and_endings() -> None:
     @settings(max_examples=80, derandomize=True, deadline=None, database=None)
     @given(TASKS)
     def run(tasks: list[Task]) -> None:
-        reused.append(check(tasks))
+        found = check(tasks)
+        if not any(open_iterator in task.steps for task in tasks):  # which is dirty
+            reused.append(found)
 
     run()
     assert not sessions._given_up

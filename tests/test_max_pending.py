@@ -56,12 +56,12 @@ def test_cancelled_makes_room(gate: Gate, submitter: concurrent.futures.Executor
     gate.wait_for()
     pending = [pool.submit(int) for _ in range(2)]
     submitting = [submitter.submit(pool.submit, int) for _ in range(2)]
-    assert wait_until(blocked)
+    assert wait_until(blocked, lambda count: count == 2) == 2
     for _ in range(3):
         assert pending[0].cancel()
     done, waiting = concurrent.futures.wait(submitting, 10, return_when="FIRST_COMPLETED")
     assert (len(done), len(waiting)) == (1, 1)
-    assert blocked() == 1
+    assert wait_until(blocked, lambda count: count == 1) == 1
     assert (pool.stats().pending, pool.stats().cancelled) == (2, 1)
     gate.open()
     assert all(future.result(10).result(10) == 0 for future in submitting)
