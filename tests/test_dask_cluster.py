@@ -69,6 +69,7 @@ class Sampler:
         self._thread.join()
 
 
+@pytest.mark.timeout(700)  # above the waits, which only a failure reaches
 @pytest.mark.parametrize(("number_of_tasks", "kills"), [(1000, False), (5000, True)])
 def test_many_tasks(
     number_of_tasks: int, kills: bool, two_by_two: Cluster, postgres: PostgresObserver

@@ -145,6 +145,7 @@ def test_quick_run(tmp_path: Path) -> None:
     assert all(record["rows"] == record["jobs"] - record["failures"] for record in records)
     standard, _, ours = (record for record in records if record["variant"] == "ceiling")
     assert standard["jobs"] == ours["jobs"] == 200
+    assert standard["peak"] > CEILING  # whether the server refuses some depends on when they ask
     assert (ours["failures"], ours["left"], ours["all_connections"]) == (0, 0, 0)
     assert 1 < ours["peak"] <= ours["ceiling"] == CEILING
     assert "ceiling 16" in done.stdout

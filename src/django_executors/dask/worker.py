@@ -36,7 +36,8 @@ def run(packed: bytes) -> bytes:
         setup.ensure(name, worker.address)
     began = monotonic()
     holder = current_holder()
-    context.begin_worker(holder)
+    if not holder.context:  # the first task in this thread
+        context.begin_worker(holder)
     counts = holder.counts = ConnectionCounts()
     notices = _notices_of(worker)
     notices.note_begun(topic, number)

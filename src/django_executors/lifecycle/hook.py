@@ -92,7 +92,7 @@ def _wait_for_turn(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
     """Wait until this thread may connect, if a ceiling holds for it.
 
     It holds for each worker, for a thread in a `connection_scope` unless it is the main thread, and for
-    the threads in which a worker's task, while it runs, has its async code use the ORM.
+    the thread in which the event loop of a worker's task runs the ORM, while the task runs.
     """
     holder = current_holder()
     if entry.holder is not holder or never_closes(wrapper):  # lent to this thread, or of no server
