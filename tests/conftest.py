@@ -24,12 +24,11 @@ from private_servers import (
     start_redis,
 )
 from steps.stopping import stop_on_signals
-
-from .cache_clients import ALIASES, CacheServer, close_own
-from .drain_project.run import TEST_DATABASES
-from .gates import Gate
-from .observers import MariaDBObserver, MemcachedObserver, PostgresObserver, RedisObserver
-from .waiting import wait_until
+from tests.projects.drain_project.run import TEST_DATABASES
+from tests.support.cache_clients import ALIASES, CacheServer, close_own
+from tests.support.gates import Gate
+from tests.support.observers import MariaDBObserver, MemcachedObserver, PostgresObserver, RedisObserver
+from tests.support.waiting import wait_until
 
 ObserverT = TypeVar("ObserverT", MariaDBObserver, RedisObserver, MemcachedObserver)
 
@@ -37,8 +36,45 @@ _running = contextlib.ExitStack()
 _not_run: list[str] = []
 
 
+#: The tiers, and what is in each: the one place where that is chosen, but for a test that bears a mark.
+TIERS = {
+    "fast": "threads, on PostgreSQL and SQLite; what `pytest` runs",
+    "servers": "MariaDB, Redis, memcached, PgBouncer, processes and Dask",
+    "slow": "the rest: real web servers, kills, networks, chaos, examples, other programs",
+}
+SLOW_ROOMS = {"docs", "slow"}
+#: A test is of the tier "servers" if one of these is its file, a fixture of its, or a parameter.
+OF_SERVERS = {
+    *("test_process.py", "test_process_edge_cases.py", "test_remote.py"),
+    *("test_dask.py", "test_dask_edge_cases.py"),
+    *("mariadb", "redis", "memcached", "cache_server", "pgbouncer", "process", "dask"),
+}
+
+
+def tier_of(item: pytest.Item) -> str:
+    """Return the tier of a test that bears none's mark."""
+    if item.path.relative_to(item.config.rootpath).parts[1] in SLOW_ROOMS:
+        return "slow"
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    what = {item.path.name, *fixtures, *(each for each in parameters if isinstance(each, str))}
+    return "servers" if what & OF_SERVERS else "fast"
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker(tier_of(item))
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the servers before Django reads its settings, and make the tables."""
+    """Choose the tier, start its servers before Django reads its settings, and make the tables."""
+    for tier, what in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {what}")
+    names_files = any(argument.partition("::")[0].endswith(".py") for argument in config.args)
+    if not config.option.markexpr and not names_files:
+        config.option.markexpr = "fast"
     stop_on_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
     folder = _running.enter_context(tempfile.TemporaryDirectory())
@@ -49,6 +85,21 @@ def pytest_configure(config: pytest.Config) -> None:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         for name in ("other", "pooled"):
             connection.execute(f"CREATE DATABASE {name}".encode())
+    if config.option.markexpr != "fast":
+        _start_servers()
+    import django
+    from django.core.management import call_command
+    from django.db import connections
+
+    django.setup()
+    _running.callback(_close_connections)
+    for alias in connections:
+        call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
+    connections.close_all()
+
+
+def _start_servers() -> None:
+    """Start those that are not PostgreSQL, as far as this machine has them."""
     try:
         import MySQLdb  # noqa: F401
 
@@ -68,15 +119,6 @@ def pytest_configure(config: pytest.Config) -> None:
             if os.environ.get("REQUIRE_ALL_SERVERS"):
                 raise
             _not_run.append(f"{name}: {missing}")
-    import django
-    from django.core.management import call_command
-    from django.db import connections
-
-    django.setup()
-    _running.callback(_close_connections)
-    for alias in connections:
-        call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
-    connections.close_all()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -149,7 +191,7 @@ def nothing_is_left(postgres: PostgresObserver) -> Iterator[None]:
     """
     from django.db import connections
 
-    from .testapp.models import Entry
+    from tests.projects.testapp.models import Entry
 
     for alias in connections:
         Entry.objects.using(alias).all().delete()
@@ -162,13 +204,37 @@ def nothing_is_left(postgres: PostgresObserver) -> Iterator[None]:
     assert not postgres.left("other")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def collector_off() -> Iterator[None]:
     """Disable the cyclic garbage collector: what is let go is let go by us."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def closed_generators() -> Iterator[None]:
+    """Close here what a task has suspended: Django's Atomic then opens a connection of this thread."""
+    from django.db import connection
+
+    from tests.support.endings import suspended
+
+    yield
+    if suspended:
+        while suspended:
+            suspended.pop().close()
+        connection.close()
+
+
+@pytest.fixture(autouse=True)
+def resets_are_on() -> Iterator[None]:
+    """No test turns resets off for the next one."""
+    from django_executors.lifecycle import sessions
+
+    yield
+    given_up = set(sessions._given_up)
+    sessions._given_up.clear()
+    assert not given_up
 
 
 @pytest.fixture
@@ -181,7 +247,7 @@ def dask_sockets() -> Iterator[None]:
 
 
 @pytest.fixture
-def leaked_before(collector_off: None, postgres: PostgresObserver) -> Iterator[None]:
+def leaked_before(postgres: PostgresObserver) -> Iterator[None]:
     """Let the test leak, and collect afterwards what it has leaked."""
     yield
 
@@ -243,7 +309,7 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def holding() -> Iterator[Gate]:
     """Its tasks hold a connection of the alias `default` until it is opened."""
-    from .ceilings import QueriesThenWaits
+    from tests.support.ceilings import QueriesThenWaits
 
     gate = QueriesThenWaits()
     yield gate

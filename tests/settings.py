@@ -11,7 +11,7 @@ from private_servers import django_database
 SECRET_KEY = "of the test suite"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-INSTALLED_APPS = ["tests.testapp"]
+INSTALLED_APPS = ["tests.projects.testapp"]
 ROOT_URLCONF = "tests.urls"
 ALLOWED_HOSTS = ["127.0.0.1"]
 

@@ -1,0 +1,314 @@
+"""What `docs/processes.md` says, and its code, run as it is written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from pickle import PicklingError
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, transaction
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone, translation
+
+from django_executors import ProcessPoolExecutor, executors
+from django_executors.checks import check_settings
+from django_executors.testing import run_inline
+from tests.projects import process_reports
+from tests.projects.testapp.models import Entry
+from tests.support import process_tasks
+from tests.support.ceilings import ceiling
+from tests.support.observers import PostgresObserver
+from tests.support.pages import DIFF, TUTORIAL, defined_by, plain_blocks
+from tests.support.running_cases import run_case
+from tests.support.serving import ask_all, gunicorn
+from tests.support.subprocesses import run_python
+from tests.support.waiting import wait_until
+
+PAGE = TUTORIAL.with_name("processes.md")
+SCRIPT, AGAIN, SETTINGS = plain_blocks(PAGE)
+reports: Any = process_reports
+
+
+@pytest.fixture
+def pks() -> list[int]:
+    return [Entry.objects.create(name="x" * length).pk for length in (1, 2, 3)]
+
+
+def test_the_tasks(pks: list[int], postgres: PostgresObserver) -> None:
+    """The lengths are right and in order, and no connection but the parent's is left."""
+    assert reports.lengths(pks) == [1, 2, 3]
+    connections.close_all()
+    assert not postgres.left()
+
+
+def test_the_changed_line(pks: list[int], postgres: PostgresObserver) -> None:
+    """The class that comes leaves no connection in a process that waits, nor does its initializer."""
+    ((_, comes),) = DIFF.findall(PAGE.read_text())
+    connections.close_all()
+    with defined_by(comes)["ProcessPoolExecutor"](1, initializer=reports.remember) as pool:
+        assert pool.submit(reports.name_of, pks[0]).result(30) == "x"
+        assert not postgres.left()
+        assert pool.submit(reports.length_of, pks[0]).result(30) == 1
+        assert not postgres.left()
+
+
+def test_the_initializer(pks: list[int]) -> None:
+    """It stands beside models, reads rows before the first task, and is not run in the parent."""
+    assert reports.names(pks) == ["x", "xx", "xxx"]
+    assert reports.known == {}
+
+
+def test_an_initializer_that_raises(pks: list[int]) -> None:
+    """It breaks the pool."""
+    with (
+        ProcessPoolExecutor(1, initializer=reports.name_of, initargs=(1,)) as pool,
+        pytest.raises(BrokenProcessPool),
+    ):
+        pool.submit(reports.pid).result(30)
+
+
+def test_what_a_process_gets() -> None:
+    """The parent's databases and its submitter's context, not its memory nor its changed settings."""
+    reports.known[1] = "in the parent"
+    token = reports.request_id.set("r1")
+    try:
+        with (
+            ProcessPoolExecutor(1) as pool,
+            translation.override("de"),
+            timezone.override("Europe/Berlin"),
+            override_settings(A_SETTING="changed"),
+        ):
+            found = pool.submit(reports.surroundings).result(30)
+    finally:
+        reports.known.clear()
+        reports.request_id.reset(token)
+    assert found.pop("pid") != os.getpid()
+    assert found == {
+        "database": connections["default"].settings_dict["NAME"],
+        "language": "de",
+        "zone": "Europe/Berlin",
+        "request": "r1",
+        "setting": "none",
+        "known": 0,
+    }
+
+
+def test_after_the_commit() -> None:
+    """A task that is submitted on commit sees the row."""
+    with ProcessPoolExecutor(1) as pool:
+        with transaction.atomic():
+            entry = Entry.objects.create(name="four")
+            future = pool.submit_on_commit(reports.length_of, entry.pk)
+        assert future.result(30) == 4
+
+
+def test_each_process_counts_by_itself(tmp_path: Path) -> None:
+    """Under a ceiling of one, two processes hold a connection each at once."""
+    with ceiling(1, timeout=5.0), ProcessPoolExecutor(2) as pool:
+        futures = [pool.submit(reports.hold, str(tmp_path), 2) for _ in range(2)]
+        found = dict(future.result(30) for future in futures)
+    assert list(found.values()) == [2, 2]
+
+
+def test_each_process_has_psycopgs_pool_of_its_own(postgres: PostgresObserver) -> None:
+    """It keeps four connections for its one worker, and ends with the process."""
+    connections["pooled"].close_pool()  # type: ignore[attr-defined]
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(process_tasks.server_pids, "pooled").result(30)
+        assert len(wait_until(lambda: postgres.backends("pooled"), lambda found: len(found) == 4)) == 4
+    assert not postgres.left("pooled")
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_start_methods(method: str, pks: list[int]) -> None:
+    """Each may be asked for by its name."""
+    with ProcessPoolExecutor(1, method) as pool:
+        assert pool.submit(reports.length_of, pks[2]).result(30) == 3
+
+
+def test_the_default_start_method() -> None:
+    """It is forkserver, where there is one."""
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(reports.start_method).result(30) == "forkserver"
+
+
+def test_the_script(tmp_path: Path) -> None:
+    """It prints its results; without the line that guards it, its pool is broken."""
+    path = tmp_path / "script.py"
+    run = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, {str(path)!r}]).returncode)"
+    code = SCRIPT.replace("shop.settings", "tests.settings")
+    path.write_text(code)
+    done = run_python(run, settings=None)
+    assert (done.returncode, done.stdout) == (0, "[1, 2]\n"), done.stderr
+    path.write_text(code.replace('if __name__ == "__main__":', "if True:"))
+    done = run_python(run, settings=None)
+    assert done.returncode == 1
+    assert "BrokenProcessPool" in done.stderr
+    assert "An attempt has been made to start a new process before" in done.stderr
+
+
+def test_what_cannot_be_pickled() -> None:
+    """The future's error names it as the page shows, and the pool goes on."""
+    here, there = "tests.docs.test_processes", "tests.projects.process_reports"
+
+    def total() -> None: ...
+
+    calls: list[tuple[Any, ...]] = [
+        (total,),
+        (reports.length_of, threading.Lock()),
+        (reports.give_a_lock,),
+    ]
+    with ProcessPoolExecutor(1) as pool:
+        errors = [pool.submit(*call).exception(30) for call in calls]
+        assert pool.submit(reports.pid).result(30) != os.getpid()
+    assert all(isinstance(error, PicklingError) for error in errors)
+    function, argument, result = map(str, errors)
+    assert function.startswith(
+        f"the function of task={here}.test_what_cannot_be_pickled.<locals>.total, a function, "
+        "cannot be pickled: "
+    )
+    assert argument == (
+        f"argument 1 of task={there}.length_of, a lock, cannot be pickled: "
+        "cannot pickle '_thread.lock' object"
+    )
+    assert result == (
+        f"the result, a lock, of task={there}.give_a_lock cannot be pickled: "
+        "cannot pickle '_thread.lock' object"
+    )
+
+
+def test_instances_and_querysets(pks: list[int]) -> None:
+    """An instance arrives as it was; a queryset is read where it is pickled."""
+    entry = Entry.objects.get(pk=pks[0])
+    Entry.objects.update(name="changed")
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(reports.name_in, entry).result(30) == "x"
+    with CaptureQueriesContext(connections["default"]) as queries:
+        pickle.dumps(Entry.objects.all())
+    assert len(queries) == 1
+
+
+def test_locks_of_a_fork() -> None:
+    """What the parent had locked stays locked in a process that was forked, and in no other."""
+    with reports.lock, ProcessPoolExecutor(1, "fork") as forked, ProcessPoolExecutor(1) as pool:
+        assert forked.submit(reports.is_locked).result(30) is True
+        assert pool.submit(reports.is_locked).result(30) is False
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"max_pending": 1}, {"when_full": "raise"}, {"conn_max_idle": 1}, {"inherit_context": False}],
+)
+def test_what_is_for_threads(option: dict[str, Any]) -> None:
+    """These options are not taken."""
+    with pytest.raises(TypeError):
+        ProcessPoolExecutor(1, **option)
+
+
+@pytest.mark.parametrize("case", ["LengthTests", "InlineTests"])
+def test_the_test_cases(case: str) -> None:
+    """The page's tests pass, and leave no row."""
+    result = run_case(getattr(reports, case))
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+    assert Entry.objects.count() == 0
+
+
+def test_inline_nothing_is_pickled() -> None:
+    """What no process could be given, an inline task gets."""
+    with run_inline(), ProcessPoolExecutor(1) as pool:
+        assert pool.submit(reports.type_of, threading.Lock()).result(10) == "lock"
+
+
+def test_sqlite_in_memory() -> None:
+    """It is refused where the task is submitted."""
+    done = run_python(
+        """
+        MEMORY = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        from django.conf import settings
+        settings.configure(DATABASES={"default": MEMORY})
+        import django
+        django.setup()
+        from django_executors import ProcessPoolExecutor
+        ProcessPoolExecutor(1).submit(abs, 1)
+        """,
+        settings=None,
+    )
+    assert done.returncode == 1
+    assert f"{ImproperlyConfigured.__name__}: DATABASES['default'] is SQLite in memory" in done.stderr
+
+
+# What `docs/processes.md` says of the ends of processes and pools, by name and under gunicorn too.
+
+
+reports: Any = process_reports
+
+
+def test_a_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What runs at the deadline is named, and goes on to its end."""
+    begun, path = tmp_path / "begun", tmp_path / "end"
+    pool = ProcessPoolExecutor(1)
+    future = pool.submit(reports.wait_for_file, str(begun), str(path))
+    assert wait_until(begun.exists, within=20)
+    pool.shutdown(timeout=0)
+    (record,) = caplog.records
+    assert "tests.projects.process_reports.wait_for_file" in record.getMessage()
+    path.touch()
+    assert future.result(30) == "done"
+
+
+def test_a_process_that_dies(pks: list[int], postgres: PostgresObserver) -> None:
+    """Its task and the next one fail, a new pool works, and the server is left with nothing."""
+    attempt = defined_by(AGAIN)["attempt"]
+    with ProcessPoolExecutor(1) as pool:
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(reports.kill_oneself).result(30)
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(reports.pid)
+    with pytest.raises(RuntimeError, match="twice"):
+        attempt(reports.kill_oneself, [1])
+    assert attempt(reports.length_of, pks) == [1, 2, 3]
+    connections.close_all()
+    assert not postgres.left()
+
+
+def test_max_tasks_per_child() -> None:
+    """A process does so many tasks, and another one the next; forked ones cannot."""
+    with ProcessPoolExecutor(1, max_tasks_per_child=2) as pool:
+        pids = [pool.submit(reports.pid).result(30) for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+    with pytest.raises(ValueError, match="max_tasks_per_child"):
+        ProcessPoolExecutor(1, "fork", max_tasks_per_child=2)
+
+
+def test_by_name() -> None:
+    """The setting makes such a pool, and the checks find nothing wrong with it."""
+    with override_settings(EXECUTORS=defined_by(SETTINGS)["EXECUTORS"]):
+        assert check_settings() == []
+        try:
+            assert isinstance(executors["reports"], ProcessPoolExecutor)
+            future = executors["reports"].submit(reports.start_method)
+        finally:
+            executors.shutdown(timeout=30)
+        assert future.done()
+        assert future.result() == "spawn"
+
+
+def test_under_gunicorn(tmp_path: Path) -> None:
+    """Each worker has a pool of its own, also where it was made before the fork."""
+    log = tmp_path / "log"
+    with gunicorn(log, "--preload", "--workers=2", site="tests.projects.process_site") as port:
+        answers = ask_all(port, ["/"] * 24, clients=8)
+    assert {status for status, _ in answers} == {200}, log.read_text()
+    gunicorns: dict[str, set[str]] = {}
+    for _, answer in answers:
+        parent, child = answer.split()
+        gunicorns.setdefault(parent, set()).add(child)
+    assert not set.intersection(*gunicorns.values()) or len(gunicorns) == 1
+    assert all(len(children) <= 2 for children in gunicorns.values())

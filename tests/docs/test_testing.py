@@ -1,0 +1,197 @@
+"""The page on testing does what it says: its examples, run as written, with both runners."""
+
+from __future__ import annotations
+
+import os
+import pprint
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from django_executors import ThreadPoolExecutor
+from private_servers import django_database
+from tests.projects.testapp.models import Entry
+from tests.support.observers import PostgresObserver
+from tests.support.pages import BLOCK, TUTORIAL
+
+PAGE = TUTORIAL.with_name("testing.md")
+LEAK = re.compile(r"^```text\n(.*ConnectionLeakError(?:.*\n)*?)```$", re.MULTILINE)
+OPENED_AT = re.compile(r"^  opened at .*\n(?:  .*\n)*?  .*imports\.py", re.MULTILINE)
+
+Block = tuple[str, str, str]
+
+
+@dataclass
+class Project:
+    """The reader's project."""
+
+    folder: Path
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        ours = {"DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS", "PYTHONPATH"}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env={name: value for name, value in os.environ.items() if name not in ours},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def do(self, block: Block) -> None:
+        """Write, or lengthen, the file that a block of the page names."""
+        _, caption, text = block
+        path = self.folder / caption.rpartition(" ")[2]
+        if caption.startswith("at the end of "):
+            text = f"{path.read_text()}\n{text}"
+        path.write_text(text)
+
+    def run_django(self, *arguments: str) -> str:
+        """Run Django's runner; every test passes."""
+        done = self.run("manage.py", "test", "--noinput", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stderr
+
+    def run_pytest(self, *arguments: str) -> str:
+        """Run pytest; every test passes."""
+        done = self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The tutorial's project, with the table that the examples need, on SQLite in memory."""
+    project = Project(tmp_path)
+    startproject = ("-m", "django", "startproject", "bookshop", ".")
+    for command in (startproject, ("manage.py", "startapp", "sales")):
+        assert project.run(*command).returncode == 0
+    for block in blocks_of(TUTORIAL)[:2]:  # its settings and its models
+        project.do(block)
+    assert project.run("manage.py", "makemigrations", "sales").returncode == 0
+    return project
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def whole_project(
+    request: pytest.FixtureRequest, project: Project, postgres: PostgresObserver
+) -> Iterator[Project]:
+    """The same with all examples of the page, on SQLite in a file, or on PostgreSQL."""
+    for block in blocks_of(PAGE):
+        project.do(block)
+    if request.param == "postgresql":
+        entry = django_database(os.environ["TEST_POSTGRES_URL"]) | {"NAME": "of_the_page"}
+        settings = project.folder / "bookshop" / "settings.py"
+        settings.write_text(f"{settings.read_text()}\nDATABASES['default'] = {pprint.pformat(entry)}\n")
+    yield project
+    assert not postgres.execute("SELECT datname FROM pg_database WHERE datname LIKE '%of_the_page%'")
+
+
+def test_inline_examples_need_nothing_but_memory(project: Project) -> None:
+    """Up to the second tool, Django's default for SQLite will do, with both runners."""
+    blocks = blocks_of(PAGE)
+    (end,) = [place for place, (_, caption, _) in enumerate(blocks) if "test_connections" in caption]
+    for block in blocks[:end]:
+        project.do(block)
+    assert "Ran 5 tests" in project.run_django()
+    assert "8 passed" in project.run_pytest()
+
+
+@pytest.mark.parametrize("parallel", [(), ("--parallel", "2")], ids=["in turn", "in parallel"])
+def test_all_examples_in_djangos_runner(whole_project: Project, parallel: tuple[str, ...]) -> None:
+    """All pass, and the test databases can be dropped."""
+    assert "Ran 10 tests" in whole_project.run_django(*parallel)
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["in turn", "in parallel"])
+def test_all_examples_in_pytest(whole_project: Project, parallel: tuple[str, ...]) -> None:
+    """All pass with the page's settings."""
+    assert "15 passed" in whole_project.run_pytest(*parallel)
+
+
+@pytest.fixture
+def leaking_project(project: Project) -> Project:
+    """The examples on SQLite, where `import_sales` leaks."""
+    for block in blocks_of(PAGE):
+        project.do(block)
+    imports = project.folder / "sales" / "imports.py"
+    pool = "with ThreadPoolExecutor("
+    assert imports.read_text().count(pool) == 1
+    text = imports.read_text().replace(pool, "with concurrent.futures.ThreadPoolExecutor(")
+    imports.write_text(f"import concurrent.futures\n{text}")
+    return project
+
+
+def test_standard_pool_fails_as_the_page_shows(leaking_project: Project) -> None:
+    """Both examples fail with the page's message, which says where the connection was opened."""
+    tests = leaking_project.folder / "sales" / "test_connections.py"
+    # As `-X tracemalloc=25` does, but not before Django is imported, which would take long.
+    tests.write_text(f"import tracemalloc\n\n{tests.read_text()}\n\ntracemalloc.start(25)\n")
+    done = leaking_project.run("manage.py", "test", "sales.test_connections")
+    assert "FAILED (failures=2)" in done.stderr
+    (message,) = LEAK.findall(PAGE.read_text())
+    expected = re.sub(r"age=\d\\.\d", r"age=\\d\\.\\d", re.escape(message))
+    assert len(re.findall(expected, done.stderr)) == 2, done.stderr
+    assert len(OPENED_AT.findall(done.stderr)) == 2, done.stderr
+
+
+def test_standard_pool_is_an_error_at_the_teardown(leaking_project: Project) -> None:
+    """With the setting for every test, pytest reports what a test's thread left open."""
+    done = leaking_project.run("-m", "pytest", "-p", "no:cacheprovider", "-k", "test_in_real_workers")
+    assert done.returncode == 1
+    assert "ERROR at teardown of test_in_real_workers" in done.stdout
+    assert "1 passed" in done.stdout
+    assert "1 error" in done.stdout
+
+
+@pytest.mark.parametrize("whole_project", ["postgresql"], indirect=True)
+def test_workers_that_keep_connections_are_reported(whole_project: Project) -> None:
+    """The page's example needs its marker where such a worker does keep a connection."""
+    path = whole_project.folder / "sales" / "test_with_pytest.py"
+    marker = "assert_no_open_connections(False)"
+    assert path.read_text().count(marker) == 1
+    path.write_text(path.read_text().replace(marker, "assert_no_open_connections"))
+    done = whole_project.run("-m", "pytest", "-p", "no:cacheprovider", "-k", "may_keep")
+    assert "1 passed" in done.stdout
+    assert "1 error" in done.stdout
+    assert "executor=background" in done.stdout
+
+
+def test_two_threads_on_one_connection_mix_up_their_transactions() -> None:
+    """The task that fails has its row kept, and the test that goes well loses its own."""
+    begun, written = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        connections[DEFAULT_DB_ALIAS] = lent
+        with transaction.atomic():
+            Entry.objects.create(name="of the task that fails")
+            begun.set()
+            assert written.wait(10)
+            raise ZeroDivisionError
+
+    lent = connections[DEFAULT_DB_ALIAS]
+    lent.inc_thread_sharing()
+    try:
+        with transaction.atomic(), ThreadPoolExecutor(max_workers=1) as pool:
+            future = pool.submit(fail)
+            assert begun.wait(10)
+            with transaction.atomic():
+                Entry.objects.create(name="of the test")
+                written.set()
+                with pytest.raises(ZeroDivisionError):
+                    future.result(10)
+    finally:
+        lent.dec_thread_sharing()
+    assert [entry.name for entry in Entry.objects.all()] == ["of the task that fails"]

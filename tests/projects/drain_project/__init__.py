@@ -1,0 +1,1 @@
+"""A small project whose tests leave work to real workers."""

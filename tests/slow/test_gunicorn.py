@@ -1,0 +1,144 @@
+"""A real gunicorn: pools that were used before it forks, named executors, transactions of requests."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import json
+import os
+import random
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.projects.testapp.models import Entry
+from tests.support.observers import PostgresObserver
+from tests.support.pages import TUTORIAL, plain_blocks
+from tests.support.serving import ask, ask_all, gunicorn
+from tests.support.waiting import wait_until
+
+REQUESTS = 1000
+CLIENTS = 4
+
+
+def test_preload(postgres: PostgresObserver, tmp_path: Path) -> None:
+    """Two workers of `--preload` answer 1,000 requests with a pool that was used before the fork."""
+    log = tmp_path / "log"
+    with gunicorn(log, "--preload", "--workers=2", "--threads=2") as port:
+        found = collections.Counter(ask_all(port, ["/"] * REQUESTS, clients=CLIENTS))
+        assert {status for status, _ in found} == {200}
+        assert {answer.split()[2] for _, answer in found} == {"0"}
+        assert len({answer.split()[0] for _, answer in found}) == 2, found  # both have answered
+        assert not postgres.left()  # while both live, and have nothing to do
+    assert not postgres.left()
+    assert "Traceback" not in log.read_text()
+
+
+def numbers(port: int) -> dict[str, int]:
+    """Return what one of the worker processes says of its executor."""
+    found: dict[str, int] = json.loads(ask(port, "/numbers")[1])
+    return found
+
+
+def idle_workers(port: int) -> set[int]:
+    """Return the worker processes, none if one of them has work to do."""
+    found = [numbers(port) for _ in range(10)]
+    return set() if any(each["unfinished"] for each in found) else {each["pid"] for each in found}
+
+
+def names() -> Iterable[str]:
+    """Return the names of the rows that there are."""
+    return Entry.objects.values_list("name", flat=True)
+
+
+@contextlib.contextmanager
+def counting_backends() -> Iterator[list[int]]:
+    """Count the server's clients again and again; the list's only number is the most there were."""
+    most = [0]
+    ended = threading.Event()
+
+    def count() -> None:
+        with closing(PostgresObserver(os.environ["TEST_POSTGRES_URL"])) as observer:
+            while not ended.is_set():
+                most[0] = max(most[0], len(observer.backends()))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        counting = thread.submit(count)
+        try:
+            yield most
+        finally:
+            ended.set()
+            counting.result(10)
+
+
+#: Has the master use its executor too. Its tasks end before it forks: OpenSSL holds a lock during a
+#: process's first connects, and a child that was forked then may wait for it for ever.
+PRE_FORK = """
+def pre_fork(server, worker):
+    from tests.projects.wsgi_named import submit_all
+    for future in submit_all(20_000 + 100 * worker.age, 100):
+        future.result(20)
+"""
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["plain", "preload"])
+def test_named_executor(preload: bool, postgres: PostgresObserver, tmp_path: Path) -> None:
+    """10,000 tasks of two processes run once each, on no more connections than there are workers."""
+    log, config = tmp_path / "log", tmp_path / "gunicorn.conf.py"
+    config.write_text(plain_blocks(TUTORIAL.with_name("named.md"))[-1] + PRE_FORK * preload)
+    options = [f"--config={config}", "--workers=2", "--threads=4", *["--preload"] * preload]
+    with gunicorn(log, *options, site="tests.projects.wsgi_named") as port, counting_backends() as most:
+        paths = [f"/submit/{first}/100" for first in range(0, 10_000, 100)]
+        answers = ask_all(port, paths, clients=8)
+        assert {status for status, _ in answers} == {200}
+        assert len({pid for _, pid in answers}) == 2  # both have answered
+        assert wait_until(lambda: idle_workers(port), lambda pids: len(pids) == 2, within=60)
+        assert not postgres.left()  # while both live, and have nothing to do
+        ask_all(port, ["/submit/10000/100", "/submit/10100/100"], clients=1)
+    of_the_master = range(20_100, 20_300) if preload else []
+    assert sorted(map(int, names())) == [*range(10_200), *of_the_master]
+    assert 0 < most[0] <= (3 if preload else 2) * 4  # the requests' own are of another database
+    assert "Traceback" not in log.read_text()
+
+
+ENDINGS = ["commit"] * 1000 + ["error"] * 400 + ["set_rollback"] * 300 + ["inner"] * 300
+
+
+def test_transactions_of_requests(postgres: PostgresObserver, tmp_path: Path) -> None:
+    """1,000 requests that commit have their tasks see the rows, 1,000 that do not submit nothing."""
+    random.Random(7).shuffle(ENDINGS)
+    log = tmp_path / "log"
+    options = ["--workers=1", "--threads=8"]
+    with gunicorn(log, *options, site="tests.projects.wsgi_named", TEST_ATOMIC_REQUESTS="yes") as port:
+        answers = ask_all(port, [f"/order/{ending}" for ending in ENDINGS], clients=8)
+        assert collections.Counter(status for status, _ in answers) == {200: 1600, 500: 400}
+        assert wait_until(lambda: idle_workers(port), within=20)
+        found = numbers(port)
+        assert (found["submitted"], found["cancelled"]) == (1000, 1000)
+        assert (found["found"], found["not found"]) == (1000, 0)
+        assert not postgres.left()
+    found_rows = collections.Counter(names())
+    assert found_rows == {"of a request": 1000, "of the outer transaction": 300}
+    assert "Traceback" not in log.read_text()
+
+
+def test_django_tasks(postgres: PostgresObserver, tmp_path: Path) -> None:
+    """10,000 of Django's Tasks, enqueued by 8 request threads, run once each, with the right results."""
+    log = tmp_path / "log"
+
+    def results() -> dict[str, int]:
+        found: dict[str, int] = json.loads(ask(port, "/results")[1])
+        assert found["wrong"] == 0  # none that has run is said to wait
+        return found
+
+    with gunicorn(log, "--workers=1", "--threads=8", site="tests.projects.wsgi_named") as port:
+        answers = ask_all(port, [f"/enqueue/{first}/100" for first in range(0, 10_000, 100)], clients=8)
+        assert {status for status, _ in answers} == {200}
+        assert wait_until(results, lambda found: found["right"] == 10_000, within=60)["right"] == 10_000
+        assert not postgres.left()
+    assert sorted(map(int, names())) == list(range(10_000))
+    assert "Traceback" not in log.read_text()
