@@ -1,4 +1,4 @@
-"""What `make` does, for machines without make: `python3 tools/project.py demo|test|bench|docs|clean`.
+"""What `make` does, for machines without make: `python3 tools/project.py test`, and so on.
 
 This file and `steps/pythons.py` must parse on an old Python (3.6), which has to say in one line
 what to install instead of failing with a syntax error.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, connections
 from django.db.backends.signals import connection_created
 
 from django_executors import (
@@ -20,40 +20,25 @@ from django_executors import (
     connection_scope,
     release_connections,
 )
-from django_executors.lifecycle import limits
 from tests.projects.testapp.models import Entry
-from tests.support.ceilings import Most, ceiling, count_connections, waits
+from tests.support.ceilings import QueriesThenWaits, ceiling, count_connections, waits
+from tests.support.endings import exits, killed
 from tests.support.forks import fork
 from tests.support.gates import Gate
 from tests.support.kept import backend, held_up, results
-from tests.support.observers import PostgresObserver
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture
-def most(monkeypatch: pytest.MonkeyPatch) -> Most:
-    return count_connections(monkeypatch)
+def in_a_thread(fn: Callable[[], object]) -> None:
+    thread = threading.Thread(target=fn)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
-def count_and_return(number: int) -> tuple[int, int]:
-    return Entry.objects.count(), number
-
-
-@pytest.mark.usefixtures("conn_max_age")
-@pytest.mark.parametrize("conn_max_idle", [0.0, 60.0])
-def test_never_more(most: Most, conn_max_idle: float, postgres: PostgresObserver) -> None:
-    """Several pools together never hold more, and all results are right."""
-    pools = [ThreadPoolExecutor(4, conn_max_idle=conn_max_idle) for _ in range(3)]
-    with ceiling(3):
-        futures = [
-            pool.submit(lambda n: (Entry.objects.count(), n), n) for n in range(40) for pool in pools
-        ]
-        assert results(futures) == [(0, n) for n in range(40) for _ in pools]
-        assert most.most == 3
-        assert wait_until(lambda: most.now, lambda now: now == 0) == 0
-        assert not postgres.left()
-        for pool in pools:
-            pool.shutdown()
+def wait_for_waiting(count: int) -> None:
+    """Return when this many wait for a permit."""
+    assert wait_until(lambda: waits("default"), lambda now: now == count, within=30) == count
 
 
 def test_permit_is_taken_when_a_connection_is_opened(holding: Gate) -> None:
@@ -61,11 +46,11 @@ def test_permit_is_taken_when_a_connection_is_opened(holding: Gate) -> None:
     with ceiling(1), ThreadPoolExecutor(3) as pool:
         pool.submit(holding)
         holding.wait_for()
-        assert pool.submit(lambda: "no query").result(10) == "no query"
+        assert pool.submit(lambda: "no query").result(20) == "no query"
         waiting = pool.submit(Entry.objects.count)
-        assert not waiting.done()
+        wait_for_waiting(1)
         holding.open()
-        assert waiting.result(10) == 0
+        assert waiting.result(20) == 0
 
 
 def test_release_connections_frees_it(gate: Gate) -> None:
@@ -76,11 +61,33 @@ def test_release_connections_frees_it(gate: Gate) -> None:
         release_connections()
         gate()
 
-    with ceiling(1), ThreadPoolExecutor(2) as pool:
+    with ceiling(1, timeout=0.0), ThreadPoolExecutor(2) as pool:
         pool.submit(slow_after_query)
         gate.wait_for()
-        assert pool.submit(Entry.objects.count).result(10) == 0
+        assert pool.submit(Entry.objects.count).result(20) == 0
         gate.open()
+
+
+@pytest.mark.parametrize(
+    ("conn_max_age", "conn_max_idle"), [(0, 0.0), (600, 60.0)], indirect=["conn_max_age"]
+)
+@pytest.mark.usefixtures("conn_max_age")
+def test_never_more(conn_max_idle: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several pools together never hold more, and all results are right."""
+    counted = count_connections(monkeypatch)
+    together = threading.Barrier(3)
+    with ceiling(3), contextlib.ExitStack() as stack:
+        pools = [
+            stack.enter_context(ThreadPoolExecutor(3, conn_max_idle=conn_max_idle)) for _ in range(3)
+        ]
+        meeting = [pool.submit(lambda: (Entry.objects.count(), together.wait(20))) for pool in pools]
+        futures = [
+            pool.submit(lambda n: Entry.objects.count() + n, n) for n in range(8) for pool in pools
+        ]
+        assert results(futures) == [n for n in range(8) for _ in pools]
+        results(meeting)
+        assert counted.most == 3
+        assert wait_until(lambda: counted.now, lambda now: now == 0) == 0
 
 
 def test_timeout_says_who_holds_them(holding: Gate) -> None:
@@ -88,7 +95,7 @@ def test_timeout_says_who_holds_them(holding: Gate) -> None:
     with ceiling(2, timeout=0.05), ThreadPoolExecutor(3, "shop") as pool:
         held = [pool.submit(holding) for _ in range(2)]
         holding.wait_for(2)
-        error = pool.submit(Entry.objects.count).exception(10)
+        error = pool.submit(Entry.objects.count).exception(20)
         holding.open()
         results(held)
         assert isinstance(error, ConnectionLimitTimeout)
@@ -103,8 +110,8 @@ def test_timeout_says_who_holds_them(holding: Gate) -> None:
             thread, executor, task, age = line.split()
             assert thread in ("thread=shop_0", "thread=shop_1", "thread=shop_2")
             assert (executor, task) == ("executor=shop", "task=tests.support.ceilings.QueriesThenWaits")
-            assert age.startswith("age=0.")
-        assert pool.submit(Entry.objects.count).result(10) == 0
+            assert age.startswith("age=")
+        assert pool.submit(Entry.objects.count).result(20) == 0
 
 
 def test_first_come_first_served(holding: Gate) -> None:
@@ -115,41 +122,36 @@ def test_first_come_first_served(holding: Gate) -> None:
         Entry.objects.count()
         served.append(number)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ceiling(1))
-        pools = [stack.enter_context(ThreadPoolExecutor(1, f"pool{n}")) for n in range(6)]
-        pools[0].submit(holding)
+    with ceiling(1), contextlib.ExitStack() as stack:
+        first, *pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(4)]
+        first.submit(holding)
         holding.wait_for()
         waiting = []
-        for number, pool in enumerate(pools[1:]):
+        for number, pool in enumerate(pools):
             waiting.append(pool.submit(take_turn, number))
-            wait_until(lambda: waits("default"), lambda now, n=number: now == n + 1)
+            wait_for_waiting(number + 1)
         holding.open()
-        for future in waiting:
-            future.result(10)
-    assert served == [0, 1, 2, 3, 4]
+        results(waiting)
+    assert served == [0, 1, 2]
 
 
-def test_main_and_request_threads_are_not_held_back(holding: Gate, postgres: PostgresObserver) -> None:
+def test_main_and_request_threads_are_not_held_back(holding: Gate) -> None:
     """With all permits taken, the main thread and other threads that are no workers still connect."""
     found: list[int] = []
+
+    def request() -> None:
+        found.append(Entry.objects.count())
+        connection.close()
+
     with ceiling(1, timeout=0.0), ThreadPoolExecutor(1) as pool:
         pool.submit(holding)
         holding.wait_for()
-        assert Entry.objects.count() == 0
-        connection.close()
+        request()
         with connection_scope():
-            assert Entry.objects.count() == 0
-
-        def request() -> None:
-            found.append(Entry.objects.count())
-            connection.close()
-
-        thread = threading.Thread(target=request)
-        thread.start()
-        thread.join(10)
+            request()
+        in_a_thread(request)
         holding.open()
-    assert found == [0]
+    assert found == [0, 0, 0]
 
 
 def test_scope_in_a_thread_is_held_back(holding: Gate) -> None:
@@ -163,67 +165,24 @@ def test_scope_in_a_thread_is_held_back(holding: Gate) -> None:
         except ConnectionLimitTimeout:
             found.append("no turn")
 
-    def run() -> None:
-        thread = threading.Thread(target=scoped)
-        thread.start()
-        thread.join(10)
-
     with ceiling(1, timeout=0.0), ThreadPoolExecutor(1) as pool:
-        run()
-        run()
+        in_a_thread(scoped)
+        in_a_thread(scoped)
         pool.submit(holding)
         holding.wait_for()
-        run()
+        in_a_thread(scoped)
         holding.open()
     assert found == [0, 0, "no turn"]
 
 
-def test_timeout_is_all_that_is_waited(holding: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that has no turn waits for the timeout, and for no more."""
-    waited: list[float] = []
-    wait = limits.Permit.wait
-
-    def note(permit: limits.Permit, timeout: float) -> bool:
-        waited.append(timeout)
-        return wait(permit, timeout)
-
-    with ceiling(1, timeout=0.05), ThreadPoolExecutor(2) as pool:
-        pool.submit(holding)
-        holding.wait_for()
-        monkeypatch.setattr(limits.Permit, "wait", note)
-        error = pool.submit(Entry.objects.count).exception(10)
-        holding.open()
-    assert isinstance(error, ConnectionLimitTimeout)
-    assert waited == [0, 0.05]
+# Under a ceiling, a kept connection goes to a worker that waits for one.
 
 
-# Under a ceiling a kept connection goes to whoever waits for one.
-
-
-def opened_and_closed(pool: ThreadPoolExecutor) -> tuple[int, int]:
-    stats = pool.stats()
-    return stats.connections_opened, stats.connections_closed
-
-
+@pytest.mark.parametrize("conn_max_age", [0, 600], indirect=True)
 @pytest.mark.usefixtures("conn_max_age")
-def test_kept_for_a_task_that_makes_no_query(gate: Gate) -> None:
-    """A connection that is kept for a task which makes no query goes to a worker that waits for it."""
-    with ceiling(1, timeout=10.0), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
-        with held_up(busy):
-            first = busy.submit(backend)
-            busy.submit(gate)
-            last = busy.submit(backend)
-        gate.wait_for()
-        assert other.submit(Entry.objects.count).result(10) == 0
-        gate.open()
-        assert last.result(10) != first.result(10)
-    assert all_connections() == ()
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
-    """A worker whose kept connection went to another waits in turn like everybody."""
-    with ceiling(1, timeout=0.05), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
+def test_kept_for_a_task_that_makes_no_query(gate: Gate, holding: Gate) -> None:
+    """It goes to a worker that waits; who had kept it for a later task waits in turn like others."""
+    with ceiling(1, timeout=0.0), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
         with held_up(busy):
             first = busy.submit(backend)
             busy.submit(gate)
@@ -231,24 +190,17 @@ def test_what_was_taken_away_is_waited_for(gate: Gate, holding: Gate) -> None:
         gate.wait_for()
         held = other.submit(holding)
         holding.wait_for()
-        assert opened_and_closed(busy) == (1, 1)
         gate.open()
-        first.result(10)
-        assert isinstance(last.exception(10), ConnectionLimitTimeout)
+        assert isinstance(last.exception(20), ConnectionLimitTimeout)
         holding.open()
-        held.result(10)
-        assert opened_and_closed(busy) == opened_and_closed(other) == (1, 1)
+        held.result(20)
+        assert busy.submit(backend).result(20) != first.result(20)
+        assert [pool.stats().connections_opened for pool in (busy, other)] == [2, 1]
+        assert [pool.stats().connections_closed for pool in (busy, other)] == [2, 1]
 
 
-def test_busy_pool_gives_way() -> None:
+def test_busy_pool_gives_way(holding: Gate) -> None:
     """A pool with a long queue gives its permit up after a task if another waits for it."""
-    began, go_on = threading.Event(), threading.Event()
-
-    def first() -> None:
-        Entry.objects.count()
-        began.set()
-        assert go_on.wait(10)
-
     order: list[str] = []
 
     def note(name: str) -> None:
@@ -256,82 +208,95 @@ def test_busy_pool_gives_way() -> None:
         order.append(name)
 
     with ceiling(1), ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
-        futures = [busy.submit(first), *(busy.submit(note, "busy") for _ in range(3))]
-        assert began.wait(10)
+        futures = [busy.submit(holding), *(busy.submit(note, "busy") for _ in range(3))]
+        holding.wait_for()
         futures.append(other.submit(note, "other"))
-        wait_until(lambda: waits("default"))
-        go_on.set()
+        wait_for_waiting(1)
+        holding.open()
         results(futures)
     assert order[0] == "other"
 
 
-def test_idle_worker_keeps_none() -> None:
+def test_idle_worker_keeps_none(holding: Gate) -> None:
     """With conn_max_idle set, a connection under a ceiling is closed before the future resolves."""
     found: list[object] = []
-    go_on = threading.Event()
     with ceiling(1), ThreadPoolExecutor(1, conn_max_idle=60.0) as pool:
-        future = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
+        future = pool.submit(holding)
         future.add_done_callback(lambda _: found.append(all_connections()))
-        go_on.set()
+        holding.open()
     assert found == [()]
-
-
-def test_kept_for_work_that_another_has_taken(gate: Gate) -> None:
-    """With conn_max_idle set, what was kept for queued work goes as soon as its worker is idle."""
-    other, release_other = threading.Event(), threading.Event()
-
-    def occupy() -> None:
-        other.set()
-        assert release_other.wait(10)
-
-    with ceiling(1), ThreadPoolExecutor(2, conn_max_idle=60.0) as pool:
-        busy = pool.submit(occupy)
-        assert other.wait(10)
-        go_on = threading.Event()
-        keeps = pool.submit(lambda: (Entry.objects.count(), go_on.wait(10)))
-        keeps.add_done_callback(gate)
-        queued = pool.submit(lambda: None)
-        go_on.set()
-        gate.wait_for()
-        assert len(all_connections()) == 1
-        release_other.set()
-        queued.result(10)
-        busy.result(10)
-        gate.open()
-        assert wait_until(all_connections, lambda found: not found) == ()
 
 
 # However a connection ends, its permit is given back.
 
 
 @pytest.fixture
-def all_permits_are_there() -> Any:
+def all_permits_are_there() -> Iterator[None]:
     """With a ceiling of one, and no time to wait, each task after the test's gets its connection."""
     with ceiling(1, timeout=0.0):
         yield
         with ThreadPoolExecutor(1) as pool:
             for _ in range(3):
-                assert pool.submit(Entry.objects.count).result(10) == 0
+                assert pool.submit(Entry.objects.count).result(20) == 0
 
 
-def run(task: Any, error: type[BaseException] | None = None, times: int = 3) -> None:
+def run(task: Callable[[], object], error: type[BaseException] | None = None) -> None:
+    """Run the task twice in one worker, and have it end so."""
     with ThreadPoolExecutor(1) as pool:
-        for _ in range(times):
+        for _ in range(2):
             raised = pool.submit(task).exception(20)
             assert raised is None if error is None else isinstance(raised, error), raised
 
 
+def killed_and_connects_again() -> None:
+    with pytest.raises(OperationalError):
+        killed()
+    connection.close()
+    Entry.objects.count()
+
+
+def closes_the_driver() -> None:
+    for _ in range(3):
+        Entry.objects.count()
+        driver: Any = connection.connection
+        connection.connection = None
+        driver.close()
+
+
+def throws_the_wrapper_away() -> None:
+    closes_the_driver()
+    del connections["default"]
+    Entry.objects.count()
+
+
+def leaves_the_wrapper_to_the_collector() -> None:
+    closes_the_driver()
+    wrapper: Any = connections["default"]
+    wrapper.itself = wrapper
+    del connections["default"], wrapper
+    gc.collect()
+
+
+@pytest.mark.assert_no_open_connections(False)  # it cannot know that the driver has closed it
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        (exits, SystemExit),
+        (killed_and_connects_again, None),
+        (closes_the_driver, None),
+        (throws_the_wrapper_away, None),
+        (leaves_the_wrapper_to_the_collector, None),
+    ],
+)
 @pytest.mark.usefixtures("all_permits_are_there")
-def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connect that the server refuses."""
-    monkeypatch.setitem(connections.settings["default"], "PORT", 1)
-    run(Entry.objects.count, OperationalError)
-    monkeypatch.undo()
+def test_task(task: Callable[[], object], error: type[BaseException] | None) -> None:
+    """Whatever a task does to its connection."""
+    run(task, error)
 
 
 @pytest.mark.usefixtures("all_permits_are_there")
-def test_refused_and_survived(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    """A task that was refused, and goes on without the database, holds no permit."""
+def test_refused(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """A connect that the server refuses costs none, while the task goes on too."""
 
     def task() -> None:
         with pytest.raises(OperationalError):
@@ -341,11 +306,10 @@ def test_refused_and_survived(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> No
     with ThreadPoolExecutor(2) as pool:
         with monkeypatch.context() as patch:
             patch.setitem(connections.settings["default"], "PORT", 1)
-            future = pool.submit(task)
+            pool.submit(task)
             gate.wait_for()
-        assert pool.submit(Entry.objects.count).result(10) == 0
+        assert pool.submit(Entry.objects.count).result(20) == 0
         gate.open()
-        future.result(10)
 
 
 @pytest.mark.usefixtures("all_permits_are_there")
@@ -362,94 +326,6 @@ def test_receiver_raises() -> None:
         connection_created.disconnect(receiver)
 
 
-@pytest.mark.usefixtures("all_permits_are_there", "conn_max_age")
-@pytest.mark.parametrize("closes", [False, True])
-def test_killed(postgres: PostgresObserver, closes: bool) -> None:
-    """The server ends the connection, and the task notices or does not."""
-
-    def task() -> None:
-        Entry.objects.count()
-        postgres.execute("SELECT pg_terminate_backend(%s)", connection.connection.info.backend_pid)
-        if closes:
-            with pytest.raises(OperationalError):
-                Entry.objects.count()
-            connection.close()
-            Entry.objects.count()
-
-    run(task)
-
-
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_task_that_raises_in_a_transaction() -> None:
-    """A task leaves a transaction open and raises."""
-
-    def task() -> None:
-        transaction.set_autocommit(False)
-        Entry.objects.count()
-        raise LookupError
-
-    run(task, LookupError)
-
-
-@pytest.mark.assert_no_open_connections(False)  # it cannot know that the driver has closed it
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_wrapper_thrown_away() -> None:
-    """A task throws its wrapper away, connection and all."""
-
-    def task() -> None:
-        Entry.objects.count()
-        driver: Any = connection.connection
-        connection.connection = None
-        driver.close()
-        del connections["default"]
-        Entry.objects.count()
-
-    run(task)
-
-
-@pytest.mark.assert_no_open_connections(False)  # it cannot know that the driver has closed it
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_wrapper_left_to_the_collector() -> None:
-    """A task throws its wrapper away in a cycle: its permit comes back with the collector."""
-
-    def task() -> None:
-        Entry.objects.count()
-        wrapper: Any = connections["default"]
-        wrapper.itself = wrapper
-        driver = wrapper.connection
-        wrapper.connection = None
-        driver.close()
-        del connections["default"], wrapper
-        gc.collect()
-
-    run(task)
-
-
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_connection_taken_from_the_wrapper() -> None:
-    """A task closes the driver's connection behind Django's back and connects again."""
-
-    def task() -> None:
-        for _ in range(3):
-            Entry.objects.count()
-            driver: Any = connection.connection
-            connection.connection = None
-            driver.close()
-
-    run(task)
-
-
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_interrupted() -> None:
-    """A task ends by an exception that is no Exception."""
-
-    def task() -> None:
-        Entry.objects.count()
-        raise SystemExit
-
-    run(task, SystemExit)
-
-
 @pytest.mark.usefixtures("all_permits_are_there")
 def test_thread_that_ends() -> None:
     """A thread ends inside a scope that it never leaves."""
@@ -458,65 +334,35 @@ def test_thread_that_ends() -> None:
         connection_scope().__enter__()
         assert Entry.objects.count() == 0
 
-    from django_executors.lifecycle import guard
-    from django_executors.lifecycle.holder import current_holder
-
-    def body() -> None:
-        guard.arm(current_holder())
-        enters()
-
     for _ in range(3):
-        thread = threading.Thread(target=body)
-        thread.start()
-        thread.join(10)
+        in_a_thread(enters)
 
 
 @pytest.mark.usefixtures("all_permits_are_there")
-def test_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a ceiling, connections of Django's own pool count while a worker holds them."""
-    from django.test import override_settings
-
-    from django_executors import ConnectionLimitTimeout
-
-    held, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        Entry.objects.using("pooled").count()
-        held.set()
-        assert go_on.wait(10)
-
-    with (
-        override_settings(EXECUTORS_MAX_CONNECTIONS={"pooled": 1}, EXECUTORS_CONNECTION_WAIT_TIMEOUT=0),
-        ThreadPoolExecutor(2) as pool,
-    ):
-        for _ in range(2):
-            assert pool.submit(Entry.objects.using("pooled").count).result(10) == 0
-        pool.submit(hold)
-        assert held.wait(10)
-        other = pool.submit(Entry.objects.using("pooled").count)
-        assert isinstance(other.exception(10), ConnectionLimitTimeout)
-        go_on.set()
-
-
-@pytest.mark.usefixtures("all_permits_are_there")
-def test_forked_child_has_all_permits() -> None:
+def test_forked_child_has_all_permits(holding: Gate) -> None:
     """A child that is forked while a worker holds the only permit has one of its own."""
 
     def child() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(Entry.objects.count).result(10) == 0
-
-    held, go_on = threading.Event(), threading.Event()
-
-    def hold() -> int:
-        Entry.objects.count()
-        held.set()
-        assert go_on.wait(20)
-        return os.getpid()
+        assert ThreadPoolExecutor(1).submit(Entry.objects.count).result(20) == 0
 
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(hold)
-        assert held.wait(10)
+        pool.submit(holding)
+        holding.wait_for()
         assert fork(child) == (0, "")
-        go_on.set()
-        assert future.result(10) == os.getpid()
+        holding.open()
+
+
+def test_pooled() -> None:
+    """Connections of Django's own pool count while a worker holds them."""
+    holding = QueriesThenWaits("pooled")
+    count = Entry.objects.using("pooled").count
+    with ceiling(1, timeout=0.0, alias="pooled"), ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            assert pool.submit(count).result(20) == 0
+        held = pool.submit(holding)
+        holding.wait_for()
+        error = pool.submit(count).exception(20)
+        holding.open()
+        held.result(20)
+        assert isinstance(error, ConnectionLimitTimeout)
+        assert pool.submit(count).result(20) == 0

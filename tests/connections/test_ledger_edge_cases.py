@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,42 +13,42 @@ import pytest
 from django.db import OperationalError, connections
 
 from django_executors import (
-    ConnectionInfo,
     ThreadPoolExecutor,
     all_connections,
     connection_scope,
     release_connections,
 )
 from django_executors.lifecycle import incidents
-from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.ledger import give_back_unused
-from private_servers import Postgres, start_postgres
-from tests.connections.test_ledger import WORKERS, quietly_drop
+from tests.support.connections import quietly_drop
 from tests.support.gates import Gate
+from tests.support.kept import results
 from tests.support.observers import PostgresObserver
+
+READS = pytest.mark.parametrize("read", [all_connections, release_connections])
 
 
 @pytest.fixture
-def busy_collector() -> Iterator[None]:
-    """Have the collector run, and the threads change, as often as they can."""
-    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+def small_heap() -> Iterator[None]:
+    """Have collections walk only what the test makes."""
     gc.collect()
-    gc.freeze()  # what is there already need not be walked each time
-    gc.enable()
-    gc.set_threshold(20, 2, 2)
-    sys.setswitchinterval(1e-5)
+    gc.freeze()
     yield
-    sys.setswitchinterval(interval)
-    gc.set_threshold(*thresholds)
     gc.unfreeze()
     gc.collect()
 
 
+def abandoned_connection() -> Any:
+    wrapper: Any = connections.create_connection("sqlite")
+    wrapper.ensure_connection()
+    return wrapper
+
+
 @pytest.mark.assert_no_open_connections(False)  # it drops connections behind Django's back
-@pytest.mark.usefixtures("busy_collector")
+@pytest.mark.usefixtures("small_heap")
 def test_changes_while_it_is_read() -> None:
-    """20,000 readings while 8 threads open, close and forget connections end without an error."""
-    stop = threading.Event()
+    """Readings while threads open, close and forget connections, and the collector runs, are sound."""
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    stop, churning = threading.Event(), threading.Barrier(4 + 1)
 
     def churn() -> int:
         opened = 0
@@ -61,26 +60,32 @@ def test_changes_while_it_is_read() -> None:
             if opened % 10 == 0:
                 del connections["sqlite"]
             quietly_drop(wrapper)
+            if opened == 2:
+                churning.wait(20)
         connections["sqlite"].close()
         return opened
 
-    def read(times: int) -> list[ConnectionInfo]:
-        return [found for _ in range(times) for found in all_connections() if found.age < 0]
-
-    with concurrent.futures.ThreadPoolExecutor(WORKERS + 2) as pool:
-        churning = [pool.submit(churn) for _ in range(WORKERS)]
-        reading = [pool.submit(read, 10_000) for _ in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(churn) for _ in range(4)]
+        churning.wait(20)
+        gc.enable()
+        gc.set_threshold(20, 2, 2)
+        sys.setswitchinterval(1e-5)
         try:
-            concurrent.futures.wait(reading, 90)
+            for _ in range(500):
+                assert all(found.age >= 0 for found in all_connections())
         finally:
+            sys.setswitchinterval(interval)
+            gc.set_threshold(*thresholds)
+            gc.disable()
             stop.set()
-        assert [future.result(20) for future in reading] == [[], []]
-        assert all(future.result(20) for future in churning)
+        results(futures)
         gc.collect()
         assert all_connections() == ()
 
 
-@pytest.mark.parametrize("read", [all_connections, release_connections])
+@READS
+@pytest.mark.usefixtures("small_heap")
 def test_a_collection_while_it_is_read(read: Callable[[], object]) -> None:
     """A collection that strikes records out in the middle of a reading or of a release costs neither."""
     wrappers: list[Any] = []
@@ -91,9 +96,7 @@ def test_a_collection_while_it_is_read(read: Callable[[], object]) -> None:
             gc.collect()
 
     with connection_scope():
-        for _ in range(50):
-            wrappers.append(connections.create_connection("sqlite"))
-            wrappers[-1].ensure_connection()
+        wrappers.extend(abandoned_connection() for _ in range(50))
         # Called at each step of the reading, where a collection could come at any moment.
         sys.setprofile(collect_one)
         try:
@@ -105,17 +108,15 @@ def test_a_collection_while_it_is_read(read: Callable[[], object]) -> None:
     assert all_connections() == ()
 
 
-@pytest.mark.parametrize(
-    "read", [all_connections, release_connections, lambda: give_back_unused(current_holder())]
-)
+@READS
+@pytest.mark.usefixtures("small_heap")
 def test_a_collection_at_each_allocation(read: Callable[[], object]) -> None:
     """Wherever in a reading a collection comes, in C code too, it costs nothing."""
     thresholds = gc.get_threshold()
     with connection_scope():
         for allocations in range(1, 60):
             for _ in range(5):
-                wrapper: Any = connections.create_connection("sqlite")
-                wrapper.ensure_connection()
+                wrapper = abandoned_connection()
                 quietly_drop(wrapper)
                 wrapper.itself = wrapper
             del wrapper
@@ -135,7 +136,7 @@ def test_a_collection_at_each_allocation(read: Callable[[], object]) -> None:
 # When a server has no connection left, the log says who holds this process's, unasked.
 
 
-LOGGER = "django_executors.lifecycle.incidents"
+FULL = "FATAL:  sorry, too many clients already"
 
 
 @pytest.fixture(autouse=True)
@@ -143,33 +144,20 @@ def none_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incidents, "_next", float("-inf"))
 
 
-@pytest.fixture(scope="module")
-def full_server() -> Iterator[Postgres]:
-    """A PostgreSQL for two clients, and three superusers more."""
-    settings = {"max_connections": "5", "superuser_reserved_connections": "3", "max_wal_senders": "0"}
-    with start_postgres(settings=settings) as server:
-        yield server
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.fixture
-def full(full_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The alias `full`: a user who is no superuser, on that server."""
-    observer = PostgresObserver(full_server.url)
-    observer.execute("DROP ROLE IF EXISTS shop")
-    observer.execute("CREATE ROLE shop LOGIN PASSWORD 'shop'")
-    observer.close()  # it would take one of the two
-    entry = {
-        **connections.settings["default"],
-        "PORT": str(full_server.port),
-        "USER": "shop",
-        "PASSWORD": "shop",
-        "NAME": "postgres",
-    }
+def full(monkeypatch: pytest.MonkeyPatch, postgres: PostgresObserver) -> Iterator[None]:
+    """The alias `full`: a user who may have two connections."""
+    postgres.execute("CREATE ROLE shop LOGIN CONNECTION LIMIT 2 PASSWORD 'shop'")
+    entry = {**connections.settings["default"], "USER": "shop", "PASSWORD": "shop"}
     monkeypatch.setitem(connections.settings, "full", entry)
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    yield
+    del connections["full"]
+    assert not postgres.left()
+    postgres.execute("DROP ROLE shop")
 
 
 class Holds(Gate):
@@ -182,94 +170,53 @@ class Holds(Gate):
 
 @pytest.mark.usefixtures("full")
 def test_says_who_holds_what(caplog: pytest.LogCaptureFixture) -> None:
-    """A connect refused by a full server logs one ERROR that lists this process's holders."""
+    """Connects refused by a full server log one ERROR that lists this process's holders."""
     holds = Holds()
-    with ThreadPoolExecutor(8, "shop") as pool:
+    with ThreadPoolExecutor(4, "shop") as pool:
         held = [pool.submit(holds) for _ in range(2)]
         holds.wait_for(2)
-        more = [pool.submit(lambda: connections["full"].ensure_connection()) for _ in range(4)]
-        raised = [future.exception(10) for future in more]
+        for _ in range(2):
+            with pytest.raises(OperationalError, match="too many connections"):
+                connections["full"].ensure_connection()
+            refused = pool.submit(lambda: connections["full"].ensure_connection())
+            assert isinstance(refused.exception(20), OperationalError)
         holds.open()
-        for future in held:
-            future.result(10)
-    assert all(isinstance(error, OperationalError) for error in raised)
+        results(held)
     (said,) = errors(caplog)
     first, *lines = said.splitlines()
     assert first.startswith("alias=full the server has no connection left (")
     holders = [line for line in lines if line.startswith("alias=full thread=shop_")]
     assert len(holders) == 2
     for line in holders:
-        assert " executor=shop task=tests.connections.test_ledger_edge_cases.Holds age=0." in line
-    (record,) = [record for record in caplog.records if record.name == LOGGER]
-    assert record.levelno == logging.ERROR
+        assert " executor=shop task=tests.connections.test_ledger_edge_cases.Holds age=" in line
 
 
-@pytest.mark.usefixtures("full")
-def test_any_thread(caplog: pytest.LogCaptureFixture) -> None:
-    """A refused connect of a thread that is no worker says it too."""
-    holds = Holds()
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(2):
-            pool.submit(holds)
-        holds.wait_for(2)
-        with pytest.raises(OperationalError):
-            connections["full"].ensure_connection()
-        holds.open()
-    assert len(errors(caplog)) == 1
-    del connections["full"]
+SAID = {
+    FULL: True,
+    "FATAL:  remaining connection slots are reserved for roles with SUPERUSER": True,
+    'FATAL:  too many connections for database "shop"': True,
+    "FATAL:  no more connections allowed (max_client_conn)": True,
+    1040: True,
+    1203: True,
+    1226: True,
+    "FATAL:  password authentication failed": False,
+    1045: False,
+}
 
 
-FULL = [
-    "FATAL:  sorry, too many clients already",
-    "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
-    'FATAL:  too many connections for role "shop"',
-    'FATAL:  too many connections for database "shop"',
-    "FATAL:  no more connections allowed (max_client_conn)",
-]
-
-
-@pytest.mark.parametrize("said", FULL)
-def test_what_servers_say(said: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What PostgreSQL and PgBouncer say when they are full is understood."""
-    incidents.note("default", OperationalError(f"connection failed: {said}\n"))
-    assert len(errors(caplog)) == 1
-
-
-@pytest.mark.parametrize("number", [1040, 1203, 1226])
-def test_numbers_of_mysql(number: int, caplog: pytest.LogCaptureFixture) -> None:
-    """So are the numbers of MySQL's errors."""
-    incidents.note("mariadb", OperationalError(number, "whatever its language"))
-    assert len(errors(caplog)) == 1
-
-
-def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:
-    """Of an error that says something else there is no record."""
-    incidents.note("default", OperationalError("password authentication failed"))
-    incidents.note("mariadb", OperationalError(1045, "Access denied"))
-    assert errors(caplog) == []
+def test_what_servers_say(caplog: pytest.LogCaptureFixture) -> None:
+    """What PostgreSQL and PgBouncer say when they are full is understood, and MySQL's numbers."""
+    for number, (said, is_full) in enumerate(SAID.items()):
+        caplog.clear()
+        incidents.note("default", OperationalError(said, "whatever its language"), number * 100.0)
+        assert len(errors(caplog)) == is_full, said
 
 
 def test_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """There is at most one record in a minute, of all aliases together."""
     for now in (100.0, 100.1, 159.9):
-        incidents.note("default", OperationalError(FULL[0]), now)
-        incidents.note("other", OperationalError(FULL[0]), now)
+        incidents.note("default", OperationalError(FULL), now)
+        incidents.note("other", OperationalError(FULL), now)
     assert len(errors(caplog)) == 1
-    incidents.note("other", OperationalError(FULL[0]), 160.0)
+    incidents.note("other", OperationalError(FULL), 160.0)
     assert len(errors(caplog)) == 2
-
-
-def test_once_from_many_threads(caplog: pytest.LogCaptureFixture) -> None:
-    """Of threads that are refused at once one writes the record."""
-    start = threading.Barrier(20)
-
-    def refused() -> None:
-        start.wait(10)
-        incidents.note("default", OperationalError(FULL[0]))
-
-    threads = [threading.Thread(target=refused) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(errors(caplog)) == 1

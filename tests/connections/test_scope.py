@@ -21,6 +21,7 @@ from django_executors import (
     release_connections,
 )
 from tests.projects.testapp.models import Entry
+from tests.support.connections import run_in_thread
 from tests.support.endings import (
     autocommit_off,
     backend_pid,
@@ -28,16 +29,16 @@ from tests.support.endings import (
     raw_begin,
     unbalanced_atomic,
 )
+from tests.support.gates import Gate
+from tests.support.kept import results
 from tests.support.observers import PostgresObserver
-
-at_all_ages = pytest.mark.usefixtures("conn_max_age")
 
 
 def count(*aliases: str) -> int:
     return sum(Entry.objects.using(alias).count() for alias in aliases or ("default",))
 
 
-def aliases() -> list[str]:
+def open_aliases() -> list[str]:
     """Name what is open in the process."""
     return [found.alias for found in all_connections()]
 
@@ -47,61 +48,43 @@ def used_as_a_block(fn: Callable[[], Any]) -> Any:
         return fn()
 
 
-def used_bare(fn: Callable[[], Any]) -> Any:
-    @connection_scope
-    def scoped() -> Any:
-        return fn()
-
-    return scoped()
-
-
-def used_called(fn: Callable[[], Any]) -> Any:
-    @connection_scope()
-    def scoped() -> Any:
-        return fn()
-
-    return scoped()
+WAYS = {
+    "a block": used_as_a_block,
+    "bare": lambda fn: connection_scope(fn)(),
+    "called": lambda fn: connection_scope()(fn)(),
+}
 
 
-WAYS = pytest.mark.parametrize("way", [used_as_a_block, used_bare, used_called])
-
-
-@at_all_ages
-@WAYS
-def test_closes_what_it_opened(way: Callable[..., Any], postgres: PostgresObserver) -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("conn_max_age")
+def test_closes_what_it_opened(way: str, postgres: PostgresObserver) -> None:
     """As a block, a bare decorator or a called one, it closes every alias opened inside."""
-    assert way(lambda: (count("default", "other"), aliases())) == (0, ["default", "other"])
-    assert aliases() == []
+    assert WAYS[way](lambda: (count("default", "other"), open_aliases())) == (0, ["default", "other"])
+    assert open_aliases() == []
     assert not postgres.left("app")
     assert not postgres.left("other")
 
 
-@WAYS
-def test_exceptions_pass_through(way: Callable[..., Any], postgres: PostgresObserver) -> None:
+@pytest.mark.parametrize("error", [LookupError("of the body"), KeyboardInterrupt(), SystemExit(3)])
+def test_exceptions_pass_through(error: BaseException, postgres: PostgresObserver) -> None:
     """An exception of the body, an interruption too, passes through, and everything is closed."""
-    for error in (LookupError("of the body"), KeyboardInterrupt(), SystemExit(3)):
-
-        def body(error: BaseException = error) -> None:
-            count()
-            raise error
-
-        with pytest.raises(type(error)) as raised:
-            way(body)
-        assert raised.value is error
-        assert aliases() == []
+    with pytest.raises(type(error)) as raised, connection_scope():
+        count()
+        raise error
+    assert raised.value is error
+    assert open_aliases() == []
     assert not postgres.left()
 
 
 @pytest.mark.parametrize("dirty", [raw_begin, autocommit_off, open_pipeline, unbalanced_atomic])
-@at_all_ages
 def test_dirty(
     dirty: Callable[[], object], postgres: PostgresObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is left in a transaction is closed, with a warning, and the next use starts afresh."""
     with connection_scope():
         kept = dirty()  # or the pipeline would end with its context manager
-        assert aliases() == ["default"]
-    assert aliases() == []
+        assert open_aliases() == ["default"]
+    assert open_aliases() == []
     assert not postgres.left()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert count() == 0
@@ -109,96 +92,61 @@ def test_dirty(
     del kept
 
 
-@at_all_ages
 def test_open_before_is_untouched(postgres: PostgresObserver) -> None:
-    """A connection that was open when the scope began is the same one after it."""
-    count()
-    mine, before = connection.connection, postgres.backends()
-    with connection_scope():
-        count("default", "other")
-    assert connection.connection is mine
-    assert postgres.backends() == before
+    """What was open when the scope began stays open, in its transaction, whatever is done inside."""
+    with transaction.atomic():
+        Entry.objects.create(name="before")
+        mine = connection.connection
+        with connection_scope():
+            Entry.objects.create(name="inside")
+            count("other")
+            release_connections()  # it is nothing to refuse for, either
+            assert open_aliases() == ["default"]
+            count("other")
+        assert connection.connection is mine
+        assert open_aliases() == ["default"]
+    assert count() == 2
     assert not postgres.left("other")
 
 
-def test_open_before_in_atomic_is_untouched() -> None:
-    """So is its transaction, whatever is done to it inside."""
-    with transaction.atomic():
-        Entry.objects.create(name="before")
-        with connection_scope():
-            Entry.objects.create(name="inside")
-            with transaction.atomic(using="other"):
-                Entry.objects.using("other").create(name="inside")
-        assert connection.in_atomic_block
-        assert aliases() == ["default"]
-        transaction.set_rollback(True)
-    assert Entry.objects.count() == 0
-    assert Entry.objects.using("other").count() == 1
-
-
-def test_atomic_inside_is_committed() -> None:
-    """A transaction that ends inside the scope has ended as it should."""
-
-    @connection_scope
-    @transaction.atomic
-    def write() -> None:
-        Entry.objects.create(name="inside")
-
-    write()
-    assert Entry.objects.count() == 1
-
-
-@at_all_ages
-def test_reopened_inside_is_closed(postgres: PostgresObserver) -> None:
-    """A connection that was open before, closed inside and opened anew belongs to the scope."""
+def test_reopened_inside_is_closed() -> None:
+    """A connection that was open before, closed inside and opened again belongs to the scope."""
     count()
     with connection_scope():
         connection.close()
         count()
-        assert aliases() == ["default"]
-    assert aliases() == []
-    assert not postgres.left()
+        assert open_aliases() == ["default"]
+    assert open_aliases() == []
 
 
-@at_all_ages
 def test_nested() -> None:
     """The inner scope closes what was opened since it began, the outer one the rest."""
     with connection_scope():
         count("default")
         with connection_scope():
             count("default", "other")
-            assert aliases() == ["default", "other"]
-        assert aliases() == ["default"]
+            assert open_aliases() == ["default", "other"]
+        assert open_aliases() == ["default"]
         count("other")
-    assert aliases() == []
-
-
-def test_recursive() -> None:
-    """A decorated function may call itself."""
-
-    @connection_scope
-    def recurse(depth: int) -> int:
-        found = count("other" if depth % 2 else "default")
-        return found + (recurse(depth - 1) if depth else 0)
-
-    assert recurse(5) == 0
-    assert aliases() == []
+    assert open_aliases() == []
 
 
 def test_keeps_the_functions_face() -> None:
-    """A decorated function keeps its name, its arguments and its result."""
+    """A decorated function keeps its name, its arguments and its result, and may call itself."""
 
     @connection_scope
     def add(first: int, *, second: int) -> int:
         """Add."""
-        return first + second
+        count("other" if second % 2 else "default")
+        return add(first + 1, second=second - 1) if second else first
 
     assert add(1, second=2) == 3
     assert (add.__name__, add.__doc__) == ("add", "Add.")
+    assert open_aliases() == []
 
 
-def test_new_wrappers_after_it() -> None:
-    """Flags and hooks that the body left on a wrapper that it made are gone; older wrappers stay."""
+def test_wrappers_after_it() -> None:
+    """Hooks that the body left on a wrapper that it made are gone; an older wrapper keeps its own."""
     connection.close()
     del connections["default"]
     with connection_scope():
@@ -207,11 +155,6 @@ def test_new_wrappers_after_it() -> None:
         count()
     assert connection.force_debug_cursor is False
     assert connection.execute_wrappers == []
-
-
-def test_older_wrappers_after_it() -> None:
-    """A wrapper that was made before the scope keeps its hooks, although it connected inside."""
-    connection.close()
     with connection.execute_wrapper(lambda execute, *args: execute(*args)):
         with connection_scope():
             count()
@@ -220,76 +163,36 @@ def test_older_wrappers_after_it() -> None:
 
 def test_entered_again_and_by_others() -> None:
     """One scope may be entered again inside itself, and by several threads at once."""
-    scope = connection_scope()
-    both = threading.Barrier(2)
+    scope, both = connection_scope(), threading.Barrier(2)
 
     def body() -> None:
         with scope, scope:
             count()
-            both.wait(10)
+            both.wait(20)
 
-    threads = [threading.Thread(target=body) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert aliases() == []
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results([pool.submit(body) for _ in range(2)])
+        assert open_aliases() == []
 
 
 def test_left_in_another_thread() -> None:
     """A scope that is left where it was not entered says so, and touches nothing there."""
     scope = connection_scope()
-    thread = threading.Thread(target=scope.__enter__)
-    thread.start()
-    thread.join(10)
+    run_in_thread(scope.__enter__)
     with transaction.atomic():
         Entry.objects.create(name="of the caller")
         with pytest.raises(RuntimeError, match="not entered"):
             scope.__exit__(None, None, None)
-    assert Entry.objects.count() == 1
+    assert count() == 1
 
 
-WORKERS = 8
-
-
-@at_all_ages
-def test_plain_threads(postgres: PostgresObserver) -> None:
-    """Plain threads, all holding a connection at once, leave none, without the guard."""
-    barrier = threading.Barrier(WORKERS, action=lambda: held.extend(all_connections()))
-    held: list[object] = []
-
-    @connection_scope
-    def body() -> None:
-        count()
-        barrier.wait(10)
-
-    threads = [threading.Thread(target=body) for _ in range(WORKERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(held) == WORKERS
-    assert aliases() == []
-    assert not postgres.left()
-
-
-@at_all_ages
 def test_standard_pool(postgres: PostgresObserver) -> None:
     """A standard pool whose threads live on holds nothing when its results are there."""
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        for future in [pool.submit(connection_scope(count), "default", "other") for _ in range(40)]:
-            assert future.result(20) == 0
-        assert aliases() == []
-        assert not postgres.left("app")
-        assert not postgres.left("other")
-
-
-def test_inside_a_library_pools_worker_that_is_reused(postgres: PostgresObserver) -> None:
-    """A thread's later scopes know nothing of its earlier ones."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        for _ in range(5):
-            pids = pool.submit(connection_scope(lambda: (count(), postgres.settled(1))[1])).result(10)
-            assert len(pids) == 1
+        for _ in range(3):
+            seen = pool.submit(connection_scope(lambda: (count(), postgres.settled(1))))
+            assert len(seen.result(20)[1]) == 1
+            assert open_aliases() == []
             assert not postgres.left()
 
 
@@ -308,53 +211,43 @@ class AsyncCallable:
     async def __call__(self) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("unfit", "named"),
-    [
-        (coroutine_function, "coroutine function coroutine_function"),
-        (
-            asynchronous_generator_function,
-            "asynchronous generator function asynchronous_generator_function",
-        ),
-        (generator_function, "generator function generator_function"),
-        (42, "not 42"),
-        ("default", "not 'default'"),
-        (functools.partial(coroutine_function), "coroutine_function"),
-        (AsyncCallable(), "AsyncCallable"),
-    ],
-)
-@pytest.mark.parametrize("decorator", [connection_scope, lambda fn: connection_scope()(fn)])
-def test_unfit_objects(unfit: Any, named: str, decorator: Callable[[Any], Any]) -> None:
+UNFIT: dict[str, Any] = {
+    "coroutine function coroutine_function": coroutine_function,
+    "asynchronous generator function asynchronous_gen": asynchronous_generator_function,
+    "generator function generator_function": generator_function,
+    "not 'default'": "default",
+    "coroutine_function": functools.partial(coroutine_function),
+    "AsyncCallable": AsyncCallable(),
+}
+
+
+def test_unfit_objects() -> None:
     """What it cannot bound, or cannot call, is refused at once by a message that names it."""
-    with pytest.raises(TypeError, match=named):
-        decorator(unfit)
+    for named, unfit in UNFIT.items():
+        with pytest.raises(TypeError, match=named):
+            connection_scope(unfit)
+        with pytest.raises(TypeError, match=named):
+            connection_scope()(unfit)
 
 
 def test_under_a_running_loop() -> None:
-    """Entered where an event loop runs, it says so; in the function given to a thread it works."""
+    """Where an event loop runs both say so; in the function given to a thread they work."""
 
-    async def main() -> int:
-        with pytest.raises(SynchronousOnlyOperation, match="connection_scope"):
-            connection_scope().__enter__()
-        with pytest.raises(SynchronousOnlyOperation, match="connection_scope"):
-            connection_scope(count)()
-        return await asyncio.to_thread(connection_scope(count))
+    @connection_scope
+    def scoped() -> list[str]:
+        count()
+        release_connections()
+        return open_aliases()
 
-    assert asyncio.run(main()) == 0
-    assert aliases() == []
+    async def main() -> list[str]:
+        for refused in (connection_scope().__enter__, scoped):
+            with pytest.raises(SynchronousOnlyOperation, match="connection_scope"):
+                refused()
+        with pytest.raises(SynchronousOnlyOperation, match="release_connections"):
+            release_connections()
+        return await asyncio.to_thread(scoped)
 
-
-def test_imports_and_opens_nothing() -> None:
-    """A scope in which nothing happens opens nothing and makes no wrapper."""
-    connections.close_all()
-
-    def body() -> list[str]:
-        with connection_scope():
-            pass
-        return [wrapper.alias for wrapper in connections.all(initialized_only=True)]
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        assert pool.submit(body).result(10) == []
+    assert asyncio.run(main()) == []
 
 
 # `release_connections` gives back, inside a task, what the task has opened, and loses nothing.
@@ -369,37 +262,30 @@ def in_a_scope(fn: Callable[[], Any]) -> Any:
         return pool.submit(connection_scope(fn)).result(20)
 
 
-UNITS = pytest.mark.parametrize("run", [in_a_task, in_a_scope])
-WORKERS = 8
-
-
 @pytest.mark.usefixtures("conn_max_age")
-def test_a_task_that_blocks_after_its_last_query(postgres: PostgresObserver) -> None:
-    """While tasks do slow work the server has nothing of theirs, and their next query works."""
-    slow, go_on = threading.Barrier(WORKERS + 1), threading.Event()
+def test_a_task_that_blocks_after_its_last_query(gate: Gate, postgres: PostgresObserver) -> None:
+    """While a task does slow work the server has nothing of its worker's, and its next query works."""
 
-    def task() -> int:
-        count("default", "other")
+    def task(*aliases: str) -> int:
+        count(*aliases)
         release_connections()
-        slow.wait(10)
-        assert go_on.wait(10)
+        release_connections()  # nothing is held: nothing happens
+        gate()
         return count("default", "other")
 
-    pool = ThreadPoolExecutor(WORKERS)
-    futures = [pool.submit(task) for _ in range(WORKERS)]
-    slow.wait(10)
-    assert all_connections() == ()
-    assert not postgres.left("app")
-    assert not postgres.left("other")
-    go_on.set()
-    assert [future.result(20) for future in futures] == [0] * WORKERS
-    assert all_connections() == ()
-    assert not postgres.left("app")
-    assert not postgres.left("other")
+    with ThreadPoolExecutor(1, conn_max_idle=60) as pool:
+        pool.submit(count, "other").result(20)  # the worker keeps it
+        future = pool.submit(task, "default")
+        gate.wait_for()
+        assert open_aliases() == []
+        assert not postgres.left("app")
+        assert not postgres.left("other")
+        gate.open()
+        assert future.result(20) == 0
+    assert open_aliases() == []
 
 
-@UNITS
-@pytest.mark.usefixtures("conn_max_age")
+@pytest.mark.parametrize("run", [in_a_task, in_a_scope])
 def test_what_was_committed_stays(run: Callable[..., Any], postgres: PostgresObserver) -> None:
     """Rows written before are there, and the work after it is on a new connection."""
 
@@ -409,12 +295,20 @@ def test_what_was_committed_stays(run: Callable[..., Any], postgres: PostgresObs
         first = backend_pid()
         release_connections()
         assert not postgres.left()
-        release_connections()  # nothing is held: nothing happens
         return first, backend_pid()
 
     first, second = run(body)
     assert first != second
-    assert Entry.objects.count() == 1
+    assert count() == 1
+
+
+def refused(alias: str) -> None:
+    """Be refused, and find every connection as it was."""
+    before, mine = open_aliases(), connections[alias].connection
+    with pytest.raises(TransactionManagementError, match=alias):
+        release_connections()
+    assert open_aliases() == before
+    assert connections[alias].connection is mine
 
 
 def in_atomic(alias: str) -> None:
@@ -438,37 +332,18 @@ def in_autocommit_off(alias: str) -> None:
     transaction.set_autocommit(True, using=alias)
 
 
-def refused(alias: str) -> None:
-    """Be refused, and find every connection as it was."""
-    before = [(found.alias, found.backend_pid) for found in all_connections()]
-    mine = connections[alias].connection
-    with pytest.raises(TransactionManagementError, match=alias):
-        release_connections()
-    assert [(found.alias, found.backend_pid) for found in all_connections()] == before
-    assert connections[alias].connection is mine
-
-
-@UNITS
 @pytest.mark.parametrize(
     ("transact", "alias"),
     [
         (in_atomic, "default"),
-        (in_atomic, "sqlite"),
-        (in_atomic, "mariadb"),
         (in_raw_begin, "default"),
         (in_raw_begin, "sqlite"),
-        # Not MariaDB: its driver cannot see a transaction that was begun by hand.
-        (in_autocommit_off, "default"),
-        (in_autocommit_off, "sqlite"),
+        # MariaDB's driver cannot see a transaction that was begun by hand, but autocommit.
         (in_autocommit_off, "mariadb"),
     ],
 )
-@pytest.mark.usefixtures("conn_max_age")
 def test_refuses_in_a_transaction(
-    run: Callable[..., Any],
-    transact: Callable[[str], None],
-    alias: str,
-    request: pytest.FixtureRequest,
+    transact: Callable[[str], None], alias: str, request: pytest.FixtureRequest
 ) -> None:
     """In a transaction it refuses, closes nothing, and the transaction goes on to its commit."""
     if alias == "mariadb":
@@ -478,66 +353,35 @@ def test_refuses_in_a_transaction(
         count("other")
         transact(alias)
 
-    run(body)
-    assert Entry.objects.using(alias).count() == 1
-    connections[alias].close()
-    assert all_connections() == ()
+    in_a_task(body)
+    assert open_aliases() == []
+    assert count(alias) == 1
 
 
-@pytest.mark.parametrize("where", ["the caller's thread", "a plain thread", "a done-callback"])
-@pytest.mark.usefixtures("conn_max_age")
-def test_outside_of_a_unit_does_nothing(where: str) -> None:
-    """Outside of a task and of a scope it does nothing, inside a transaction neither."""
+@pytest.mark.parametrize("where", ["the caller's thread", "a done-callback"])
+def test_outside_of_a_unit_does_nothing(where: str, gate: Gate) -> None:
+    """Outside of a task, and after a scope, it does nothing, inside a transaction neither."""
+    pids: list[int] = []
 
-    def body() -> tuple[int, int]:
-        first = backend_pid()
+    def body(_: object = None) -> None:
+        with pytest.raises(LookupError), connection_scope():
+            raise LookupError
+        pids.append(backend_pid())
         release_connections()
         with transaction.atomic():
             release_connections()
-            return first, backend_pid()
+            pids.append(backend_pid())
 
-    pids: list[tuple[int, int]] = []
     if where == "the caller's thread":
-        pids.append(body())
-    elif where == "a plain thread":
-        thread = threading.Thread(target=lambda: (pids.append(body()), connection.close()))
-        thread.start()
-        thread.join(20)
+        body()
     else:
-        go_on = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(go_on.wait, 10)
-            future.add_done_callback(lambda _: pids.append(body()))
-            go_on.set()
-    ((first, second),) = pids
+            pool.submit(gate).add_done_callback(body)
+            gate.open()
+    first, second = pids
     assert first == second
 
 
-@pytest.mark.usefixtures("conn_max_age")
-def test_after_a_scope_it_does_nothing_again() -> None:
-    """A scope that has ended, by an exception too, is over for `release_connections`."""
-    with pytest.raises(LookupError), connection_scope():
-        raise LookupError
-    pid = backend_pid()
-    release_connections()
-    assert backend_pid() == pid
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_open_before_the_scope_is_left_alone(postgres: PostgresObserver) -> None:
-    """In a scope, what was open before it stays, in its transaction, which is nothing to refuse for."""
-    with transaction.atomic():
-        Entry.objects.create(name="before")
-        mine = connection.connection
-        with connection_scope():
-            count("other")
-            release_connections()
-            assert not postgres.left("other")
-            assert connection.connection is mine
-    assert Entry.objects.count() == 1
-
-
-@pytest.mark.usefixtures("conn_max_age")
 def test_in_nested_scopes() -> None:
     """In an inner scope it gives back what the outer one has opened too."""
     with connection_scope():
@@ -545,83 +389,19 @@ def test_in_nested_scopes() -> None:
         with connection_scope():
             count("other")
             release_connections()
-            assert all_connections() == ()
+            assert open_aliases() == []
             count("other")
-        assert all_connections() == ()
+        assert open_aliases() == []
 
 
-@pytest.mark.usefixtures("conn_max_age")
 def test_a_scope_inside_a_task_ends_no_task() -> None:
     """After a scope inside it, a task may still give back."""
 
-    def task() -> tuple[object, ...]:
+    def task() -> list[str]:
         with connection_scope():
             count("other")
         count()
         release_connections()
-        return all_connections()
+        return open_aliases()
 
-    assert in_a_task(task) == ()
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_lent_is_left_alone() -> None:
-    """A lent connection stays, inside the lender's transaction, which is nothing to refuse for."""
-    lent: Any = connections["default"]
-    with transaction.atomic():
-        Entry.objects.create(name="of the lender")
-        pid = backend_pid()
-        lent.inc_thread_sharing()
-
-        def task() -> tuple[int, int]:
-            connections["default"] = lent
-            count("other")
-            release_connections()
-            return count(), backend_pid()
-
-        assert in_a_task(task) == (1, pid)
-        lent.dec_thread_sharing()
-        assert backend_pid() == pid
-    assert Entry.objects.count() == 1
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_under_a_running_loop_release_connections() -> None:
-    """Where an event loop runs it says so; in the function given to a thread it works."""
-
-    def body() -> tuple[object, ...]:
-        count()
-        release_connections()
-        return all_connections()
-
-    async def main() -> tuple[object, ...]:
-        with pytest.raises(SynchronousOnlyOperation, match="release_connections"):
-            release_connections()
-        with ThreadPoolExecutor(1) as pool:
-            return await asyncio.get_running_loop().run_in_executor(pool, body)
-
-    assert asyncio.run(main()) == ()
-
-
-@pytest.mark.usefixtures("conn_max_age")
-def test_django_pool() -> None:
-    """With Django's pool the slot is free for others meanwhile."""
-    pool = connections["pooled"].pool
-    pool.open()
-    slow, go_on = threading.Barrier(pool.max_size + 1), threading.Event()
-
-    def task() -> None:
-        count("pooled")
-        release_connections()
-        slow.wait(10)
-        assert go_on.wait(10)
-
-    executor = ThreadPoolExecutor(pool.max_size)
-    futures = [executor.submit(task) for _ in range(pool.max_size)]
-    slow.wait(10)
-    slots = [pool.getconn(10) for _ in range(pool.max_size)]
-    for slot in slots:
-        pool.putconn(slot)
-    go_on.set()
-    for future in futures:
-        future.result(20)
+    assert in_a_task(task) == []

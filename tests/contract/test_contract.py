@@ -23,71 +23,77 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone, translation
 
-from django_executors import ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
-from django_executors.dask import DaskExecutor
-from django_executors.testing import run_inline
+from django_executors.testing import drain, run_inline
 from tests.projects.testapp.models import Entry
 from tests.support import process_tasks as tasks
+from tests.support.kinds import KINDS, made_once, make
 from tests.support.observers import PostgresObserver
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("dask_sockets", "idle_before_and_after")
-
-EXECUTORS: dict[str, Callable[[], Any]] = {
-    "immediate": ImmediateExecutor,
-    "thread": lambda: ThreadPoolExecutor(1),
-    "process": lambda: ProcessPoolExecutor(1),
-    "dask": lambda: DaskExecutor(n_workers=1, threads_per_worker=1),
-}
+#: For tests of what waits, or runs meanwhile: in the caller's thread nothing does.
+MEANWHILE = pytest.mark.parametrize("kind", KINDS[1:])
 LOCK = 17
 
 
-@pytest.fixture(params=EXECUTORS)
+@pytest.fixture(scope="module")
+def made() -> Iterator[Callable[[str], Any]]:
+    with made_once() as find:
+        yield find
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
 
 @pytest.fixture
-def pool(kind: str, postgres: PostgresObserver) -> Iterator[Any]:
-    """One executor, of which nothing is left on the server when it is idle."""
-    with EXECUTORS[kind]() as found:
-        yield found
-        with contextlib.suppress(RuntimeError):  # it is shut down
-            concurrent.futures.wait([found.submit(int)])
-        if kind != "immediate":
-            connection.close()
-            assert not postgres.left()
-    stats = wait_until(found.stats, lambda stats: not stats.workers, within=20)
-    assert (stats.busy, stats.pending, stats.workers) == (0, 0, 0)
+def pool(kind: str, made: Callable[[str], Any], postgres: PostgresObserver) -> Iterator[Any]:
+    """An executor with one worker, of which nothing is left on the server when it is idle."""
+    found = made(kind)
+    yield found
+    is_nothing_left(found, kind, postgres)
+
+
+def is_nothing_left(pool: Any, kind: str, postgres: PostgresObserver) -> None:
+    drain(30)
+    if kind != "immediate":
+        connection.close()
+        assert not postgres.left()
+    stats = pool.stats()
+    assert (stats.busy, stats.pending) == (0, 0)
     assert stats.submitted == stats.completed + stats.failed + stats.cancelled
     assert stats.connections_opened == stats.connections_closed
 
 
-@pytest.fixture
-def held(kind: str, pool: Any, postgres: PostgresObserver) -> Iterator[concurrent.futures.Future[bool]]:
-    """The future of a task that keeps the only worker busy until the test ends."""
-    if kind == "immediate":
-        pytest.skip("nothing waits")
+@contextlib.contextmanager
+def held(pool: Any, postgres: PostgresObserver) -> Iterator[concurrent.futures.Future[bool]]:
+    """Keep the only worker busy with the task of this future."""
     postgres.execute("SELECT pg_advisory_lock(%s)", LOCK)
     future = pool.submit(tasks.wait_for_unlock, LOCK)
-    yield future
-    postgres.execute("SELECT pg_advisory_unlock_all()")
+    try:
+        assert wait_until(future.running, within=30)
+        yield future
+    finally:
+        postgres.execute("SELECT pg_advisory_unlock_all()")
     assert future.result(30) is True
 
 
 def test_results(pool: Any) -> None:
-    assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
+    """They come by `result` and `as_completed`, with arguments by position and by name."""
+    assert isinstance(pool, concurrent.futures.Executor)
     assert pool.submit(sorted, [1, 3, 2], reverse=True).result(30) == [3, 2, 1]
     futures = [pool.submit(tasks.doubled, number) for number in range(20)]
     assert [future.result(30) for future in futures] == list(range(0, 40, 2))
     assert set(concurrent.futures.as_completed(futures, 30)) == set(futures)
-    assert isinstance(pool, concurrent.futures.Executor)
 
 
-@pytest.mark.parametrize("error", [LookupError("no", 17), tasks.Odd("odd", code=3), SystemExit(4)])
+@pytest.mark.parametrize(
+    "error", [LookupError("no", 17), tasks.Odd("odd", code=3), SystemExit(4)], ids=repr
+)
 def test_errors(error: BaseException, pool: Any) -> None:
     """The task's own error, as it was, and the next task has a session of its own."""
+    failed = pool.stats().failed
     future = pool.submit(tasks.raise_in_atomic, error)
     found = future.exception(30)
     assert (type(found), found.args) == (type(error), error.args)
@@ -95,35 +101,48 @@ def test_errors(error: BaseException, pool: Any) -> None:
     with pytest.raises(type(error)):
         future.result()
     assert pool.submit(tasks.names).result(30) == []
-    assert pool.stats().failed == 1
+    assert pool.stats().failed == failed + 1
 
 
-def test_cancel(held: Any, pool: Any) -> None:
+@MEANWHILE
+def test_cancel(pool: Any, postgres: PostgresObserver) -> None:
     """What waits never runs; what has begun goes on."""
-    behind = [pool.submit(tasks.create, str(number)) for number in range(6)]
-    assert wait_until(held.running, within=20)
-    assert not held.cancel()
-    assert behind[-1].cancel()
-    assert behind[-1].cancelled()
-    with pytest.raises(concurrent.futures.CancelledError):
-        behind[-1].result()
-    assert pool.stats().cancelled == 1
+    cancelled = pool.stats().cancelled
+    with held(pool, postgres) as running:
+        behind = [pool.submit(tasks.create, str(number)) for number in range(6)]
+        assert not running.cancel()
+        assert behind[-1].cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            behind[-1].result()
+        assert pool.stats().cancelled == cancelled + 1
+    concurrent.futures.wait(behind[:-1], 30)
+    assert not Entry.objects.filter(name="5").exists()
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
-def test_shutdown(timeout: float | None, held: Any, pool: Any, caplog: pytest.LogCaptureFixture) -> None:
+@MEANWHILE
+def test_shutdown(
+    timeout: float | None, kind: str, postgres: PostgresObserver, caplog: pytest.LogCaptureFixture
+) -> None:
     """Refuses tasks; cancels what waits, if it is told so."""
-    assert wait_until(held.running, within=20)
-    behind = [pool.submit(int) for _ in range(6)]
-    if timeout is None:
-        pool.shutdown(wait=False, cancel_futures=True)
-    else:
-        pool.shutdown(timeout=timeout)
-    concurrent.futures.wait(behind[-2:], 20)
-    assert [future.cancelled() for future in behind[-2:]] == [True, True]
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        pool.submit(int)
-    assert ("shutdown left" in caplog.text) is (timeout is not None)
+    pool = make(kind)
+    with held(pool, postgres):
+        behind = [pool.submit(int) for _ in range(6)]
+        if timeout is None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        else:
+            pool.shutdown(timeout=timeout)
+        # Polled: in the standard pool of threads, `wait` does not wake up for those.
+        assert wait_until(lambda: all(future.cancelled() for future in behind[-2:]), within=30)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(int)
+        said = [text for text in caplog.messages if "shutdown left" in text]
+        assert len(said) == (timeout is not None)
+        for left in ("running=", "tests.support.process_tasks.wait_for_unlock", "not_run="):
+            assert all(left in each for each in said)
+    pool.shutdown()
+    is_nothing_left(pool, kind, postgres)
+    assert wait_until(lambda: pool.stats().workers == 0, within=30)
 
 
 def test_map(pool: Any) -> None:
@@ -141,40 +160,33 @@ def test_map(pool: Any) -> None:
 
 def test_laziness(pool: Any) -> None:
     """With a buffersize, no more items are read than are asked for."""
-    read: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(100):
-            read.append(number)
-            yield number
-
-    results = pool.map(abs, items(), buffersize=3)
-    assert len(read) == 3
+    items = iter(range(100))
+    results = pool.map(abs, items, buffersize=3)
     assert next(results) == 0
-    assert len(read) == 4
     results.close()
-    assert len(read) == 4
+    assert next(items) == 4
 
 
-def test_map_timeout(held: Any, pool: Any) -> None:
-    with pytest.raises(TimeoutError):
+@MEANWHILE
+def test_map_timeout(pool: Any, postgres: PostgresObserver) -> None:
+    """`map` raises TimeoutError when a result does not come in time."""
+    with held(pool, postgres), pytest.raises(TimeoutError):
         next(pool.map(abs, [1] * 6, timeout=0))
 
 
-@pytest.mark.parametrize("commits", [True, False])
-def test_on_commit(commits: bool, pool: Any) -> None:
-    """The task sees what was committed, or never runs."""
+def test_on_commit(pool: Any) -> None:
+    """The task sees what was committed; after a rollback it never runs."""
     with transaction.atomic():
         Entry.objects.create(name="new")
         future = pool.submit_on_commit(tasks.names)
         assert not future.done()
-        transaction.set_rollback(not commits)
-    if commits:
-        assert future.result(30) == ["new"]
-    else:
-        assert concurrent.futures.wait([future], 20).done == {future}
-        assert future.cancelled()
-    assert pool.submit_on_commit(tasks.names).result(30) == (["new"] if commits else [])
+    assert future.result(30) == ["new"]
+    with transaction.atomic():
+        future = pool.submit_on_commit(tasks.create, "never")
+        transaction.set_rollback(True)
+    assert concurrent.futures.wait([future], 30).done == {future}
+    assert future.cancelled()
+    assert pool.submit_on_commit(tasks.names).result(30) == ["new"]
 
 
 def test_context(pool: Any) -> None:
@@ -197,8 +209,7 @@ def test_connections(kind: str, pool: Any, postgres: PostgresObserver) -> None:
     """However a task ends, the caller's connection is as it was, and that of a worker is gone."""
     own = tasks.server_pid("default")
     for task in (tasks.server_pids, tasks.fail, tasks.names):
-        future = pool.submit(task)
-        future.exception(30)
+        pool.submit(task).exception(30)
         assert wait_until(postgres.backends, lambda pids: pids == {own}) == {own}
     process, session = pool.submit(tasks.server_pids).result(30)
     assert (session == own) is (kind == "immediate")
@@ -206,7 +217,7 @@ def test_connections(kind: str, pool: Any, postgres: PostgresObserver) -> None:
     assert tasks.server_pid("default") == own
 
 
-def test_callbacks(pool: Any, postgres: PostgresObserver) -> None:
+def test_callbacks(pool: Any) -> None:
     """They run once, may use the ORM, and one that raises changes nothing."""
     called: list[Any] = []
     over = threading.Event()
@@ -216,14 +227,14 @@ def test_callbacks(pool: Any, postgres: PostgresObserver) -> None:
         over.set()
         raise LookupError("of the callback")
 
-    future = pool.submit(tasks.names)
-    future.add_done_callback(callback)
-    assert over.wait(20)
-    assert called == [([], 0)]
+    pool.submit(tasks.names).add_done_callback(callback)
+    assert over.wait(30)
     assert pool.submit(tasks.names).result(30) == []
+    assert called == [([], 0)]
 
 
 def test_run_inline(pool: Any) -> None:
+    """Within it, tasks run in the caller's thread, in its transaction."""
     with run_inline(), transaction.atomic():
         Entry.objects.create(name="not committed")
         future = pool.submit(tasks.names)
@@ -231,4 +242,3 @@ def test_run_inline(pool: Any) -> None:
         assert future.result() == ["not committed"]
         assert list(pool.map(abs, [-1, -2], chunksize=2)) == [1, 2]
         transaction.set_rollback(True)
-    assert pool.stats().workers == 0

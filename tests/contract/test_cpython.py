@@ -9,26 +9,19 @@ import pytest
 
 from tests.support.subprocesses import run_python
 
-
-def ships_its_tests() -> bool:
-    try:
-        return importlib.util.find_spec("test.test_concurrent_futures") is not None
-    except ModuleNotFoundError:
-        return False
-
-
 #: How many of its tests run at least, with how many pools and tasks.
 LEAST = {"thread": (40, 40, 100), "process": (150, 150, 1000)}
 
 
-@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.slow
 @pytest.mark.timeout(420)
-@pytest.mark.skipif(
-    not ships_its_tests(),
-    reason="this Python comes without the test module test.test_concurrent_futures",
-)
+@pytest.mark.parametrize("kind", LEAST)
 def test_cpythons_own_tests(kind: str) -> None:
     """All of them pass, without settings, and it is our class that they ran."""
+    if importlib.util.find_spec("test") is None or not importlib.util.find_spec(
+        "test.test_concurrent_futures"
+    ):
+        pytest.skip("this Python comes without the test module test.test_concurrent_futures")
     finished = run_python(
         f"from tests.support.cpython_pools import main; main({kind!r})",
         settings=None,

@@ -11,6 +11,8 @@ from tests.projects.drain_project.run import TEST_DATABASES
 from tests.support.observers import PostgresObserver
 from tests.support.pytest_projects import Project, Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
@@ -33,12 +35,6 @@ INLINE = """
 
     def test_fixture(run_inline): assert is_inline()
 
-    @pytest.mark.run_inline
-    def test_on(): assert is_inline()
-
-    @pytest.mark.run_inline(False)
-    def test_off(): assert not is_inline()
-
     @pytest.mark.run_inline(on=False)
     def test_off_by_name(): assert not is_inline()
 
@@ -51,12 +47,7 @@ INLINE = """
     @pytest.mark.run_inline
     class TestClass:
         def test_on_in_class(self): assert is_inline()
-
-        @pytest.mark.run_inline(False)
-        def test_off_in_class(self): assert not is_inline()
 """
-
-
 INLINE_TESTS = sorted(re.findall(r"def (test_\w+)", INLINE))
 
 
@@ -70,11 +61,9 @@ def test_run_inline(setting: str, project: Project) -> None:
     project.add_setting(setting)
     project.write("test_it.py", INLINE)
     run = project.run("-p", "no:django")
-    if setting:
-        assert (run.code, last_names(run.passed)) == (0, INLINE_TESTS), run.output
-    else:
-        assert last_names(run.failed) == ["test_plain"], run.output
-        assert last_names(run.passed) == [name for name in INLINE_TESTS if name != "test_plain"]
+    failed = [] if setting else ["test_plain"]
+    assert last_names(run.failed) == failed, run.output
+    assert last_names(run.passed) == sorted({*INLINE_TESTS} - {*failed}), run.output
 
 
 LEAKS = """
@@ -96,9 +85,6 @@ LEAKS = """
         assert begun.wait(10)
 
     @pytest.fixture
-    def fixture_that_leaks(): leak("of the fixture")
-
-    @pytest.fixture
     def fixture_that_leaks_at_its_end():
         yield
         leak("of the end of the fixture")
@@ -107,15 +93,7 @@ LEAKS = """
 
     def test_leaks(): leak("left behind")
 
-    def test_by_its_fixture(fixture_that_leaks): pass
-
     def test_by_the_end_of_its_fixture(fixture_that_leaks_at_its_end): pass
-
-    @pytest.fixture(scope="module")
-    def fixture_of_the_module():
-        leak("of the module's fixture")
-
-    def test_by_its_modules_fixture(fixture_of_the_module): pass
 
     class TestByItsSetUp(unittest.TestCase):
         @classmethod
@@ -132,20 +110,12 @@ LEAKS = """
     @pytest.mark.assert_no_open_connections(False)
     def test_off(): leak("of a test that may")
 """
-
-
 MARKED = {"test_on": "of a checked test", "test_on_in_class": "of a checked class"}
-
-
 UNMARKED = {
     "test_leaks": "left behind",
-    "test_by_its_fixture": "of the fixture",
     "test_by_the_end_of_its_fixture": "of the end of the fixture",
-    "test_by_its_modules_fixture": "of the module's fixture",
     "test_by_its_class": "of the class",
 }
-
-
 CONFTEST_WITH_SQLITE = """
     from django.conf import settings
 
@@ -165,7 +135,7 @@ def test_assert_no_open_connections(on: bool, project: Project) -> None:
     expected = MARKED | (UNMARKED if on else {})
     assert run.code == 1, run.output
     assert last_names(run.errors) == sorted(expected), run.output
-    assert len(run.passed) == 9
+    assert len(run.passed) == 7
     named = re.findall(r"^E .*thread=(.+) alias=default", run.output, re.MULTILINE)
     assert sorted(named) == sorted(expected.values()), run.output
 
@@ -176,47 +146,34 @@ WRONG_ARGUMENTS = ["off=True", "True, False", "'no'", "False, on=True"]
 @pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["here", "xdist"])
 def test_unknown_argument(options: tuple[str, ...], project: Project) -> None:
     """A marker that says something else is an error of its test, which names the marker."""
-    wrong = [
-        f"@pytest.mark.{name}({arguments})"
-        for name in ("run_inline", "assert_no_open_connections")
-        for arguments in WRONG_ARGUMENTS
-    ]
+    markers = ("run_inline", "assert_no_open_connections")
+    wrong = [f"@pytest.mark.{name}({arguments})" for name in markers for arguments in WRONG_ARGUMENTS]
     tests = [f"{mark}\ndef test_{number}(): pass" for number, mark in enumerate(wrong)]
-    project.write(
-        "test_it.py", "import pytest", "def test_first(): pass", *tests, "def test_last(): pass"
-    )
+    project.write("test_it.py", "import pytest", *tests, "def test_last(): pass")
     run = project.run("-p", "no:django", *options)
-    assert run.code == 1, run.output
-    assert run.passed == ["test_first", "test_last"], run.output
+    assert (run.code, run.passed) == (1, ["test_last"]), run.output
     assert run.errors == sorted(f"test_{number}" for number in range(len(wrong))), run.output
-    for name in ("run_inline", "assert_no_open_connections"):
-        assert run.output.count(f"\n@pytest.mark.{name} takes on=True or on=False") == len(wrong) / 2
+    for name in markers:
+        said = f"\n@pytest.mark.{name} takes on=True or on=False"
+        assert run.output.count(said) == len(WRONG_ARGUMENTS)
 
 
-def test_markers_are_listed(project: Project) -> None:
+def test_markers_and_settings_are_listed(project: Project) -> None:
     """`pytest --markers` and `pytest --help` say what there is."""
-    listed = project.run("--markers").output
-    for line in ("run_inline(on=True): ", "assert_no_open_connections(on=True): "):
-        assert f"@pytest.mark.{line}" in listed
-    said = project.run("--help").output
-    assert "executors_run_inline (bool)" in said
-    assert "executors_assert_no_open_connections (bool)" in said
+    markers, settings = [Run(each) for each in (project.start("--markers"), project.start("--help"))]
+    for name in ("run_inline", "assert_no_open_connections"):
+        assert f"@pytest.mark.{name}(on=True): " in markers.output
+        assert f"executors_{name} (bool)" in settings.output
 
 
 @pytest.mark.parametrize("options", [(), ("-p", "no:django")], ids=["pytest-django", "no:django"])
-@pytest.mark.parametrize("checked", ["false", "true"])
-def test_without_settings(options: tuple[str, ...], checked: str, project: Project) -> None:
-    """In a project without Django settings, or without Django, it does no harm."""
-    project.add_setting(f"executors_assert_no_open_connections = {checked}")
+def test_without_settings(options: tuple[str, ...], project: Project) -> None:
+    """In a project without Django settings it does no harm, the check of every test included."""
+    project.add_setting("executors_assert_no_open_connections = true")
     project.write(
         "test_it.py",
         """
-        import concurrent.futures
         import unittest
-
-        def test_standard_pool():
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                assert pool.submit(int).result(10) == 0
 
         def test_ours(run_inline):
             from django_executors import ThreadPoolExecutor
@@ -229,7 +186,7 @@ def test_without_settings(options: tuple[str, ...], checked: str, project: Proje
         """,
     )
     run = project.run(*options)
-    assert (run.code, len(run.passed)) == (0, 3), run.output
+    assert (run.code, len(run.passed)) == (0, 2), run.output
 
 
 WITHOUT_DJANGO = """
@@ -248,121 +205,81 @@ def test_a_project_without_django(project: Project) -> None:
     assert run.passed == ["test_what_is_imported"], run.output
 
 
-# The pytest plugin drains every executor before pytest-django drops the test database.
+# The plugin drains every executor before pytest-django drops the test database.
 
 
 SETTINGS = """
-    import os
+    from tests.projects.drain_project.settings import *
 
-    from private_servers import django_database
-
-    SECRET_KEY = "of the inner project"
-    USE_TZ = True
-    DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-    INSTALLED_APPS = ["tests.projects.testapp"]
-    DATABASES = {{"default": django_database(os.environ["TEST_POSTGRES_URL"]) | {{"NAME": {name!r}}}}}
+    DATABASES["default"]["NAME"] = {name!r}
 """
-
-
 # It takes less than the five seconds for which the server itself would wait; then its worker keeps
 # the connection for longer.
 SLOW = """
     import threading
 
     import pytest
-    from django.db import connections
 
     from django_executors import ThreadPoolExecutor
     from tests.projects.testapp.models import Entry
 
     POOL = ThreadPoolExecutor(2, conn_max_idle=60)
+    begun = threading.Semaphore(0)
 
     def work():
         Entry.objects.count()
         begun.release()
         threading.Event().wait(1)
 
-    begun = threading.Semaphore(0)
-
-    def leave_work():
+    # No `transaction=True`: emptying the tables would wait for the tasks.
+    @pytest.mark.django_db
+    @pytest.mark.parametrize("number", range(2))
+    def test_leaves_work(number):
         for _ in range(2):
             POOL.submit(work)
         for _ in range(2):
-            assert begun.acquire(timeout=10)
-
-    # No `transaction=True`: emptying the tables would wait for the tasks.
-    @pytest.mark.django_db
-    def test_first(): leave_work()
-
-    @pytest.mark.django_db
-    def test_second(): leave_work()
+            assert begun.acquire(timeout=20)
 """
+REPLACED = """
+    import pytest
+    from django.test.utils import setup_databases, teardown_databases
 
-
-CUSTOM = {
-    "pytest-django's own": "",
-    "extended": """
-        import pytest
-
-        from django_executors.testing import drain
-
-        @pytest.fixture(scope="session")
-        def django_db_setup(django_db_setup):
-            yield
-            drain(0)  # it is idle already
-    """,
-    "replaced": """
-        import pytest
-        from django.test.utils import setup_databases, teardown_databases
-
-        @pytest.fixture(scope="session")
-        def django_db_setup(django_test_environment, django_db_blocker):
-            with django_db_blocker.unblock():
-                made = setup_databases(verbosity=0, interactive=False)
-            yield
-            with django_db_blocker.unblock():
-                teardown_databases(made, verbosity=0)
-    """,
+    @pytest.fixture(scope="session")
+    def django_db_setup(django_test_environment, django_db_blocker):
+        with django_db_blocker.unblock():
+            made = setup_databases(verbosity=0, interactive=False)
+        yield
+        with django_db_blocker.unblock():
+            teardown_databases(made, verbosity=0)
+"""
+#: The options, and what the project makes of `django_db_setup`.
+PROJECTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "plain": ((), ""),
+    "twice": (("-n", "2"), ""),
+    "replaced": ((), REPLACED),
+    "left": (("-p", "no:django_executors"), ""),
 }
-
-
-def slow_project(folder: Path, database: str, conftest: str = "") -> Project:
-    folder.mkdir()
-    project = Project(folder)
-    project.add_setting("DJANGO_SETTINGS_MODULE = project_settings")
-    project.add_setting("pythonpath = .")
-    project.write("project_settings.py", SETTINGS.format(name=database))
-    project.write("conftest.py", conftest)
-    project.write("test_it.py", SLOW)
-    return project
 
 
 @pytest.mark.usefixtures("no_test_database_before")
 def test_drains_before_the_database_is_dropped(tmp_path: Path, postgres: PostgresObserver) -> None:
     """Tasks that hold connections keep no database from being dropped; without the plugin, they do."""
-    started = {
-        options: slow_project(tmp_path / database, database).start("-s", *options)
-        for database, options in {
-            "drained": (),
-            "drained_twice": ("-n", "2"),
-            "left": ("-p", "no:django_executors"),
-        }.items()
-    }
-    runs = {options: Run(process) for options, process in started.items()}
+    started = {}
+    for name, (options, conftest) in PROJECTS.items():
+        (tmp_path / name).mkdir()
+        project = Project(tmp_path / name)
+        project.add_setting("DJANGO_SETTINGS_MODULE = project_settings")
+        project.add_setting("pythonpath = .")
+        project.write("project_settings.py", SETTINGS.format(name=name))
+        project.write("conftest.py", conftest)
+        project.write("test_it.py", SLOW)
+        started[name] = project.start("-s", *options)
+    runs = {name: Run(process) for name, process in started.items()}
     for run in runs.values():
         assert len(run.passed) == 2, run.output
     assert postgres.execute(TEST_DATABASES) == [("test_left",)]
-    without = runs.pop(("-p", "no:django_executors"))
+    without = runs.pop("left")
     assert "test_left" in without.output
     assert "is being accessed by other users" in without.output
     for run in runs.values():
         assert run.code == 0, run.output
-
-
-@pytest.mark.usefixtures("no_test_database_before")
-@pytest.mark.parametrize("kind", CUSTOM)
-def test_custom_django_db_setup(kind: str, tmp_path: Path, postgres: PostgresObserver) -> None:
-    """Whatever the project makes of `django_db_setup`, they are drained before its end."""
-    run = slow_project(tmp_path / "project", "custom", CUSTOM[kind]).run()
-    assert (run.code, len(run.passed)) == (0, 2), run.output
-    assert postgres.execute(TEST_DATABASES) == []

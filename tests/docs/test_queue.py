@@ -27,7 +27,7 @@ def test_the_view(gate: Gate) -> None:
     gate.wait_for(4)
     assert [rebuild(request, 1).status_code for _ in range(101)] == [202] * 100 + [503]
     gate.open()
-    assert wait_until(is_idle, within=10)
+    assert wait_until(is_idle, within=20)
     assert rebuild(request, 1).status_code == 202
 
 

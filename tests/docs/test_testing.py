@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pprint
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -71,20 +72,26 @@ def blocks_of(page: Path) -> list[Block]:
     return BLOCK.findall(page.read_text())
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tutorial's project, with the table that the examples need, on SQLite in memory."""
-    project = Project(tmp_path)
+    project = Project(tmp_path_factory.mktemp("tutorial"))
     startproject = ("-m", "django", "startproject", "bookshop", ".")
     for command in (startproject, ("manage.py", "startapp", "sales")):
         assert project.run(*command).returncode == 0
     for block in blocks_of(TUTORIAL)[:2]:  # its settings and its models
         project.do(block)
     assert project.run("manage.py", "makemigrations", "sales").returncode == 0
-    return project
+    return project.folder
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def project(tutorial: Path, tmp_path: Path) -> Project:
+    """A copy of it for one test."""
+    return Project(shutil.copytree(tutorial, tmp_path / "bookshop"))
+
+
+@pytest.fixture
 def whole_project(
     request: pytest.FixtureRequest, project: Project, postgres: PostgresObserver
 ) -> Iterator[Project]:
@@ -109,16 +116,24 @@ def test_inline_examples_need_nothing_but_memory(project: Project) -> None:
     assert "8 passed" in project.run_pytest()
 
 
-@pytest.mark.parametrize("parallel", [(), ("--parallel", "2")], ids=["in turn", "in parallel"])
-def test_all_examples_in_djangos_runner(whole_project: Project, parallel: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("whole_project", "options"),
+    [("sqlite", ()), ("postgresql", ("--parallel", "2"))],
+    indirect=["whole_project"],
+)
+def test_all_examples_in_djangos_runner(whole_project: Project, options: tuple[str, ...]) -> None:
     """All pass, and the test databases can be dropped."""
-    assert "Ran 10 tests" in whole_project.run_django(*parallel)
+    assert "Ran 10 tests" in whole_project.run_django(*options)
 
 
-@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["in turn", "in parallel"])
-def test_all_examples_in_pytest(whole_project: Project, parallel: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("whole_project", "options"),
+    [("sqlite", ("-n", "2")), ("postgresql", ())],
+    indirect=["whole_project"],
+)
+def test_all_examples_in_pytest(whole_project: Project, options: tuple[str, ...]) -> None:
     """All pass with the page's settings."""
-    assert "15 passed" in whole_project.run_pytest(*parallel)
+    assert "15 passed" in whole_project.run_pytest(*options)
 
 
 @pytest.fixture

@@ -3,83 +3,78 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import re
-import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from django_executors import ProcessPoolExecutor, all_connections
-from django_executors.dask import DaskExecutor
-from django_executors.lifecycle.naming import task_name
+from django_executors import DeadlockError, ExecutorError, ProcessPoolExecutor, all_connections
 from tests.support import process_tasks as tasks
+from tests.support.forks import fork
+from tests.support.kinds import made_once
 from tests.support.observers import PostgresObserver
-from tests.support.subprocesses import WITH_APP, run_python
 
-pytestmark = pytest.mark.usefixtures("dask_sockets", "idle_before_and_after")
+pytestmark = pytest.mark.usefixtures("idle_before_and_after")
 
 HERE = "tests.support.process_tasks"
 LOCK: Any = threading.Lock()
 
 
-@pytest.fixture(scope="module", params=["process", "dask"])
-def executor(request: pytest.FixtureRequest) -> Iterator[ProcessPoolExecutor | DaskExecutor]:
-    found: Any
-    if request.param == "process":
-        found = ProcessPoolExecutor(1)
-    else:
-        found = DaskExecutor(n_workers=1, threads_per_worker=1)
-    with found:
-        yield found
+@pytest.fixture(scope="module")
+def made() -> Iterator[Callable[[str], Any]]:
+    with made_once() as find:
+        yield find
 
 
-CALLS: dict[tuple[Any, ...], str] = {
-    (LOCK.acquire,): "PicklingError: the function of task=lock.acquire, a builtin_.* can.* at the top",
-    (print, 1, LOCK): "PicklingError: argument 2 of task=builtins.print, a lock, cannot be p",
-    (partial(dict, end=LOCK),): "PicklingError: the function of task=builtins.dict, a partial, can",
-    (
-        print,
-        tasks.Required("x", 1),
-    ): "UnpicklingError: the task has come .*TypeError: .*code",
-    (tasks.a_lock,): f"PicklingError: the result, a lock, of task={HERE}.a_lock cannot be p",
-    (tasks.give_what_stays,): f"UnpicklingError: the result of task={HERE}.give_what_stays has",
-    (tasks.raise_unpicklable,): f"PicklingError: the error, a Unpicklable: , of task={HERE}.raise_unp",
-    (tasks.raise_required,): f"PicklingError: the error, a Required: told 7, of task={HERE}.raise_req",
-}
+@pytest.fixture(params=["process", "dask"])
+def executor(request: pytest.FixtureRequest, made: Callable[[str], Any]) -> Any:
+    return made(request.param)
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: task_name(call[0]))
-def test_what_cannot_travel(call: tuple[Any, ...], executor: Any, postgres: PostgresObserver) -> None:
+CALLS: list[tuple[partial[Any], str]] = [
+    (partial(LOCK.acquire), "PicklingError: the function of task=lock.acquire, a builtin_.* at the top"),
+    (partial(print, 1, LOCK), "PicklingError: argument 2 of task=builtins.print, a lock, cannot be p"),
+    (partial(print, end=LOCK), "PicklingError: argument 'end' of task=builtins.print, a lock,"),
+    (partial(print, tasks.Stays()), "UnpicklingError: the task has come .*LookupError: it stays where"),
+    (partial(tasks.a_lock), f"PicklingError: the result, a lock, of task={HERE}.a_lock cannot be p"),
+    (partial(tasks.give_what_stays), f"UnpicklingError: the result of task={HERE}.give_what_stays has"),
+    (partial(tasks.raise_unpicklable), f"PicklingError: the error, a Unpicklable: , of task={HERE}.ra"),
+    (partial(tasks.raise_required), f"PicklingError: the error, a Required: told 7, of task={HERE}.ra"),
+]
+
+
+def test_what_cannot_travel(executor: Any, postgres: PostgresObserver) -> None:
     """The task's future says what it is, and the next task runs."""
-    before = executor.stats()
-    error = executor.submit(*call).exception(30)
-    assert re.match(CALLS[call], f"{type(error).__name__}: {error}")
-    assert executor.submit(tasks.names).result(30) == []
-    after = executor.stats()
-    assert (after.completed - before.completed, after.failed - before.failed) == (1, 1)
+    for call, said in CALLS:
+        before = executor.stats()
+        error = executor.submit(call.func, *call.args, **call.keywords).exception(60)
+        assert re.match(said, f"{type(error).__name__}: {error}")
+        assert executor.submit(tasks.names).result(60) == []
+        after = executor.stats()
+        assert (after.completed - before.completed, after.failed - before.failed) == (1, 1)
+    error = executor.submit(partial(dict, end=LOCK)).exception(60)
+    assert "the function of task=builtins.dict, a partial, can" in str(error)
     assert not postgres.left()
 
 
-def test_a_keyword_that_cannot_travel(executor: Any) -> None:
-    with pytest.raises(pickle.PicklingError, match=r"^argument 'end' of task=builtins\.print, a lock,"):
-        executor.submit(print, end=LOCK).result(30)
-
-
-def test_the_traceback_of_an_error_that_cannot_travel(executor: Any) -> None:
-    error = executor.submit(tasks.raise_required).exception(30)
-    assert 'in raise_required\n    raise Required("told", 7)' in str(error.__cause__)
+def test_the_remote_traceback(executor: Any) -> None:
+    """An error has it as its cause, also one that cannot travel itself."""
+    for task, last in (
+        (tasks.fail, 'in fail\n    raise LookupError("of the initializer")'),
+        (tasks.raise_required, 'in raise_required\n    raise Required("told", 7)'),
+    ):
+        assert last in str(executor.submit(task).exception(60).__cause__)
 
 
 @pytest.mark.parametrize("task", [tasks.a_queryset, tasks.raise_lazy, tasks.give_what_queries])
 def test_what_queries_on_its_way(task: Any, executor: Any, postgres: PostgresObserver) -> None:
     """Nothing is open, here or there, when the future has it."""
     before = executor.stats()
-    assert isinstance(executor.submit(task).exception(30), tasks.Lazy | None)
+    assert isinstance(executor.submit(task).exception(60), tasks.Lazy | None)
     assert all_connections() == ()
     assert not postgres.left()
     after = executor.stats()
@@ -88,52 +83,71 @@ def test_what_queries_on_its_way(task: Any, executor: Any, postgres: PostgresObs
     assert opened or task is tasks.give_what_queries
 
 
-def test_what_exits_as_it_is_pickled(executor: Any) -> None:
-    """That is the task's error, and no worker's end."""
-    before = executor.submit(tasks.process_id).result(30)
-    assert isinstance(executor.submit(tasks.give_what_exits).exception(30), SystemExit)
-    assert executor.submit(tasks.process_id).result(30) == before
+def test_endings_that_end_threads(executor: Any) -> None:
+    """They end the task, and no worker, also as a result is pickled."""
+    before = executor.submit(tasks.process_id).result(60)
+    for error in (SystemExit(3), KeyboardInterrupt(), GeneratorExit()):
+        assert isinstance(executor.submit(tasks.raise_in_atomic, error).exception(60), type(error))
+    assert isinstance(executor.submit(tasks.give_what_exits).exception(60), SystemExit)
+    assert executor.submit(tasks.process_id).result(60) == before
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, LookupError])
-def test_callbacks_that_raise(
-    error: type[BaseException], executor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_callbacks_that_raise(executor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They end no thread: the next callback is called, and the next future gets its result."""
     called: list[object] = []
 
-    def raises(_: object) -> None:
+    def raises(error: type[BaseException], _: object) -> None:
         raise error
 
     future = executor.submit(tasks.wait_for_a_file, str(tmp_path / "go"))
-    future.add_done_callback(raises)
+    for error in (SystemExit, KeyboardInterrupt, LookupError):
+        future.add_done_callback(partial(raises, error))
     future.add_done_callback(called.append)
     (tmp_path / "go").touch()
-    assert executor.submit(abs, -1).result(30) == 1
+    assert executor.submit(abs, -1).result(60) == 1
     assert called == [future]
-    assert [record.name for record in caplog.records] == ["concurrent.futures"]
+    assert [record.name for record in caplog.records] == ["concurrent.futures"] * 3
+
+
+def test_a_callback_that_waits(executor: Any, tmp_path: Path) -> None:
+    """It would wait for its own thread: that is an error, with the task's name."""
+    errors: list[BaseException] = []
+    over = threading.Event()
+
+    def wait(_: object) -> None:
+        try:
+            executor.submit(int).result()
+        except DeadlockError as error:
+            errors.append(error)
+        over.set()
+
+    held = executor.submit(tasks.wait_for_a_file, str(tmp_path / "go"))
+    held.add_done_callback(wait)
+    (tmp_path / "go").touch()
+    assert over.wait(60)
+    assert "task=builtins.int" in str(errors)
+
+
+def test_after_a_fork(executor: Any, tmp_path: Path) -> None:
+    """An executor is the child's own in a child; a task of the parent's is not."""
+    held = executor.submit(tasks.wait_for_a_file, str(tmp_path / "go"))
+
+    def child() -> None:
+        with pytest.raises(ExecutorError, match="belongs to the parent"):
+            held.result(30)
+        assert executor.submit(divmod, 7, 2).result(30) == (3, 1)
+        assert executor.stats().submitted == 1
+        executor.shutdown()
+
+    assert fork(child) == (0, "")
+    (tmp_path / "go").touch()
+    assert held.result(60) is None
+    assert executor.submit(divmod, 7, 2).result(60) == (3, 1)
 
 
 def test_what_the_standard_pool_sends_in_its_own_way() -> None:
     """A pipe's end is not pickled as what it looks like, a number."""
     here, there = multiprocessing.Pipe()
     with ProcessPoolExecutor(1) as pool:
-        pool.submit(tasks.send, there, "sent").result(30)
+        pool.submit(tasks.send, there, "sent").result(60)
         assert here.recv() == "sent"
-
-
-def test_a_function_of_the_prompt() -> None:
-    """Nobody can import it: its task fails, and the pool goes on."""
-    code = """
-    from django_executors import ProcessPoolExecutor
-
-    def task():
-        return 1
-
-    with ProcessPoolExecutor(1, "forkserver") as pool:
-        print(pool.submit(task).exception(30))
-        print(pool.submit(abs, -1).result(30))
-    """
-    said = run_python(textwrap.dedent(code), settings=WITH_APP).stdout
-    assert "AttributeError: Can't get attribute 'task' on <module '__main__'" in said
-    assert said.splitlines()[-1] == "1"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.test import override_settings
 
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from django.tasks import TaskContext, TaskResultStatus, default_task_backend, task, task_backends
@@ -46,8 +47,6 @@ __all__ = [
 ]
 
 gates: list[Gate] = []
-#: What `call` calls.
-calls: list[Callable[[], Any]] = []
 
 
 @task()
@@ -86,11 +85,6 @@ def interrupt() -> None:
 
 
 @task()
-def fail_with_an_error_in_the_error() -> None:
-    raise ValueError(ValueError("This task failed"))
-
-
-@task()
 def return_what_json_has_not() -> Any:
     return lambda: True
 
@@ -116,11 +110,6 @@ def own_result(result_id: str) -> Any:
 def wait_at_gate() -> str:
     gates[-1]()
     return threading.current_thread().name
-
-
-@task()
-def call() -> Any:
-    return calls[-1]()
 
 
 @task()
@@ -163,28 +152,38 @@ def create_and_double(number: int) -> int:
     return 2 * number
 
 
+def finished(result: Any) -> Any:
+    """Return this result when its task has finished. Receivers of the signal may not have run yet."""
+
+    def refreshed() -> Any:
+        result.refresh()
+        return result
+
+    assert wait_until(refreshed, lambda found: found.is_finished, within=60).is_finished
+    return result
+
+
 @contextlib.contextmanager
-def heard() -> Any:
+def receiving(receiver: Callable[..., None], *of: Any) -> Iterator[None]:
+    """Connect a receiver to these signals, or to all three."""
+    of = of or (task_enqueued, task_started, task_finished)
+    for signal in of:
+        signal.connect(receiver)
+    try:
+        yield
+    finally:
+        for signal in of:
+            signal.disconnect(receiver)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[tuple[str, Any, str]]]:
     """Note which signals were sent, with their result and its status at the time."""
     found: list[tuple[str, Any, str]] = []
+    names = {task_enqueued: "enqueued", task_started: "started", task_finished: "finished"}
 
-    def receivers() -> Any:
-        for signal, name in (
-            (task_enqueued, "enqueued"),
-            (task_started, "started"),
-            (task_finished, "finished"),
-        ):
+    def note(signal: Any, task_result: Any, **kwargs: Any) -> None:
+        found.append((names[signal], task_result, task_result.status))
 
-            def note(sender: Any, task_result: Any, name: str = name, **kwargs: Any) -> None:
-                found.append((name, task_result, task_result.status))
-
-            yield signal, note
-
-    connected = list(receivers())
-    for signal, note in connected:
-        signal.connect(note)
-    try:
+    with receiving(note):
         yield found
-    finally:
-        for signal, note in connected:
-            signal.disconnect(note)

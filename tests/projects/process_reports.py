@@ -73,7 +73,6 @@ from django.utils import timezone, translation
 from tests.support.waiting import wait_until
 
 request_id = contextvars.ContextVar("request_id", default="none")
-lock = threading.Lock()
 
 
 def surroundings():
@@ -116,14 +115,6 @@ def start_method(*_):
         "SpawnProcess": "spawn",
         "ForkServerProcess": "forkserver",
     }[type(multiprocessing.current_process()).__name__]
-
-
-def type_of(value):
-    return type(value).__qualname__
-
-
-def is_locked():
-    return lock.locked()
 
 
 def name_in(entry):

@@ -20,6 +20,5 @@ DATABASES = {
     | {
         "ENGINE": "django_tenants.postgresql_backend",
         "NAME": "tenants",
-        "CONN_MAX_AGE": int(os.environ["TEST_CONN_MAX_AGE"]),
     }
 }

@@ -36,6 +36,8 @@ from tests.support.forks import fork
 from tests.support.observers import PostgresObserver
 from tests.support.waiting import wait_until
 
+#: CHAOS_SEEDS=20 tries more than one sequence of random choices.
+SEEDS = range(1, 1 + int(os.environ.get("CHAOS_SEEDS", "1")))
 DRIVERS = 3
 ACTIONS = 120  # of each driver
 SECONDS = 12.0  # after which a driver stops, however far it came
@@ -234,7 +236,7 @@ def swept() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file descriptors by /proc")  # noqa: PTH112
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.usefixtures("any_ceiling", "silent", "swept")
 # A suspended iterator whose session was killed cannot close its cursor: psycopg says so when it goes.
 @pytest.mark.filterwarnings(

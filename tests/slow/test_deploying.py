@@ -18,8 +18,9 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["in time", "killed"])
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
+@pytest.mark.parametrize(
+    ("worker", "killed"), [("sync", False), ("gthread", True)], ids=["in time", "killed"]
+)
 def test_gunicorn(worker: str, killed: bool, project: Project, postgres: PostgresObserver) -> None:
     """A restart by SIGTERM with work queued loses only what the log names."""
     with project.gunicorn(f"--worker-class={worker}") as (server, port):
@@ -114,17 +115,6 @@ def test_uvicorn(project: Project, postgres: PostgresObserver) -> None:
     assert not postgres.left()
 
 
-def test_uvicorn_with_time_enough(project: Project) -> None:
-    """What can end before the deadline runs there too."""
-    project.go_on.touch()
-    with project.uvicorn("shop.asgi:application") as (server, port):
-        project.submit(port)
-        server.terminate()
-        server.wait(20)
-    assert rows() == QUICK + HELD + QUEUED
-    assert project.says_nothing()
-
-
 def test_uvicorn_without_the_lifespan(project: Project) -> None:
     """What it is for: uvicorn ends its process at once, and what is queued is lost without a word."""
     with project.uvicorn("shop.asgi:django_application", "--lifespan=off") as (server, port):
@@ -148,15 +138,6 @@ def test_command(number: signal.Signals, project: Project, postgres: PostgresObs
     assert (running.total(), not_run.total()) == (HELD.total(), QUEUED.total())
     assert rows() == QUICK + HELD
     assert not postgres.left()
-
-
-def test_command_that_nobody_ends(project: Project) -> None:
-    """Left alone, it waits for all its tasks, however long they take."""
-    project.go_on.touch()
-    with project.command() as command:
-        assert command.wait(60) == 0
-    assert rows() == QUICK + HELD + QUEUED
-    assert project.log.read_text() == ""
 
 
 def test_deadlines_of_the_page() -> None:

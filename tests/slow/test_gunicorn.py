@@ -21,12 +21,12 @@ from tests.support.pages import TUTORIAL, plain_blocks
 from tests.support.serving import ask, ask_all, gunicorn
 from tests.support.waiting import wait_until
 
-REQUESTS = 1000
+REQUESTS = 300
 CLIENTS = 4
 
 
 def test_preload(postgres: PostgresObserver, tmp_path: Path) -> None:
-    """Two workers of `--preload` answer 1,000 requests with a pool that was used before the fork."""
+    """Two workers of `--preload` answer 300 requests with a pool that was used before the fork."""
     log = tmp_path / "log"
     with gunicorn(log, "--preload", "--workers=2", "--threads=2") as port:
         found = collections.Counter(ask_all(port, ["/"] * REQUESTS, clients=CLIENTS))
@@ -87,47 +87,47 @@ def pre_fork(server, worker):
 
 @pytest.mark.parametrize("preload", [False, True], ids=["plain", "preload"])
 def test_named_executor(preload: bool, postgres: PostgresObserver, tmp_path: Path) -> None:
-    """10,000 tasks of two processes run once each, on no more connections than there are workers."""
+    """2,000 tasks of two processes run once each, on no more connections than there are workers."""
     log, config = tmp_path / "log", tmp_path / "gunicorn.conf.py"
     config.write_text(plain_blocks(TUTORIAL.with_name("named.md"))[-1] + PRE_FORK * preload)
     options = [f"--config={config}", "--workers=2", "--threads=4", *["--preload"] * preload]
     with gunicorn(log, *options, site="tests.projects.wsgi_named") as port, counting_backends() as most:
-        paths = [f"/submit/{first}/100" for first in range(0, 10_000, 100)]
+        paths = [f"/submit/{first}/100" for first in range(0, 2000, 100)]
         answers = ask_all(port, paths, clients=8)
         assert {status for status, _ in answers} == {200}
         assert len({pid for _, pid in answers}) == 2  # both have answered
         assert wait_until(lambda: idle_workers(port), lambda pids: len(pids) == 2, within=60)
         assert not postgres.left()  # while both live, and have nothing to do
-        ask_all(port, ["/submit/10000/100", "/submit/10100/100"], clients=1)
+        ask_all(port, ["/submit/2000/100", "/submit/2100/100"], clients=1)
     of_the_master = range(20_100, 20_300) if preload else []
-    assert sorted(map(int, names())) == [*range(10_200), *of_the_master]
+    assert sorted(map(int, names())) == [*range(2200), *of_the_master]
     assert 0 < most[0] <= (3 if preload else 2) * 4  # the requests' own are of another database
     assert "Traceback" not in log.read_text()
 
 
-ENDINGS = ["commit"] * 1000 + ["error"] * 400 + ["set_rollback"] * 300 + ["inner"] * 300
+ENDINGS = ["commit"] * 100 + ["error"] * 40 + ["set_rollback"] * 30 + ["inner"] * 30
 
 
 def test_transactions_of_requests(postgres: PostgresObserver, tmp_path: Path) -> None:
-    """1,000 requests that commit have their tasks see the rows, 1,000 that do not submit nothing."""
+    """100 requests that commit have their tasks see the rows, 100 that do not submit nothing."""
     random.Random(7).shuffle(ENDINGS)
     log = tmp_path / "log"
     options = ["--workers=1", "--threads=8"]
     with gunicorn(log, *options, site="tests.projects.wsgi_named", TEST_ATOMIC_REQUESTS="yes") as port:
         answers = ask_all(port, [f"/order/{ending}" for ending in ENDINGS], clients=8)
-        assert collections.Counter(status for status, _ in answers) == {200: 1600, 500: 400}
+        assert collections.Counter(status for status, _ in answers) == {200: 160, 500: 40}
         assert wait_until(lambda: idle_workers(port), within=20)
         found = numbers(port)
-        assert (found["submitted"], found["cancelled"]) == (1000, 1000)
-        assert (found["found"], found["not found"]) == (1000, 0)
+        assert (found["submitted"], found["cancelled"]) == (100, 100)
+        assert (found["found"], found["not found"]) == (100, 0)
         assert not postgres.left()
     found_rows = collections.Counter(names())
-    assert found_rows == {"of a request": 1000, "of the outer transaction": 300}
+    assert found_rows == {"of a request": 100, "of the outer transaction": 30}
     assert "Traceback" not in log.read_text()
 
 
 def test_django_tasks(postgres: PostgresObserver, tmp_path: Path) -> None:
-    """10,000 of Django's Tasks, enqueued by 8 request threads, run once each, with the right results."""
+    """2,000 of Django's Tasks, enqueued by 8 request threads, run once each, with the right results."""
     log = tmp_path / "log"
 
     def results() -> dict[str, int]:
@@ -136,9 +136,9 @@ def test_django_tasks(postgres: PostgresObserver, tmp_path: Path) -> None:
         return found
 
     with gunicorn(log, "--workers=1", "--threads=8", site="tests.projects.wsgi_named") as port:
-        answers = ask_all(port, [f"/enqueue/{first}/100" for first in range(0, 10_000, 100)], clients=8)
+        answers = ask_all(port, [f"/enqueue/{first}/100" for first in range(0, 2000, 100)], clients=8)
         assert {status for status, _ in answers} == {200}
-        assert wait_until(results, lambda found: found["right"] == 10_000, within=60)["right"] == 10_000
+        assert wait_until(results, lambda found: found["right"] == 2000, within=60)["right"] == 2000
         assert not postgres.left()
-    assert sorted(map(int, names())) == list(range(10_000))
+    assert sorted(map(int, names())) == list(range(2000))
     assert "Traceback" not in log.read_text()

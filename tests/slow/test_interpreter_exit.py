@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.observers import MariaDBObserver, PostgresObserver
+from tests.support.observers import PostgresObserver
 from tests.support.subprocesses import WITH_APP, run_python
 
 START = """
@@ -23,16 +23,6 @@ def query():
 # Threads that are still alive when the process ends, each with a connection: Python drops their
 # locals in another thread, where closing is no longer theirs. The driver's ResourceWarning is true.
 DAEMONS = {
-    "daemon thread that waits": """
-        queried = threading.Event()
-        def work():
-            query()
-            queried.set()
-            threading.Event().wait()
-        threading.Thread(target=work, daemon=True).start()
-        assert queried.wait(10)
-        assert len(all_connections()) == 1
-    """,
     "daemon thread in a transaction": """
         from django.db import transaction
         queried = threading.Event()
@@ -77,12 +67,6 @@ ENDINGS = {
         for _ in range(20):
             pool.submit(query).add_done_callback(lambda future: query())
     """,
-    "main thread with a connection": """
-        query()
-        pool = ThreadPoolExecutor(4)
-        pool.submit(query).result(10)
-        assert len(all_connections()) == 1
-    """,
     "sys.exit in the main thread": """
         import sys
         threading.Thread(target=query).start()
@@ -91,86 +75,78 @@ ENDINGS = {
 }
 
 
-def check_exit(ending: str, alias: str) -> None:
-    daemon = ending in DAEMONS
+@pytest.mark.parametrize(
+    ("ending", "alias"),
+    [
+        *((ending, "default") for ending in DAEMONS | ENDINGS),
+        ("daemon thread in a transaction", "mariadb"),
+        ("pool, not shut down, with work queued", "mariadb"),
+    ],
+)
+def test_exit(ending: str, alias: str, request: pytest.FixtureRequest) -> None:
+    """The process ends with code 0 and without a word, and leaves nothing on the server."""
+    observer = request.getfixturevalue("mariadb" if alias == "mariadb" else "postgres")
     finished = run_python(
         START.format(alias=alias),
         (DAEMONS | ENDINGS)[ending],
         settings=WITH_APP,
-        warnings="ignore::ResourceWarning" if daemon else "always",
+        warnings="ignore::ResourceWarning" if ending in DAEMONS else "always",
     )
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    assert not observer.left()
 
 
-@pytest.mark.parametrize("ending", DAEMONS | ENDINGS)
-def test_exit(ending: str, postgres: PostgresObserver) -> None:
-    """The process ends with code 0 and without a word, and leaves nothing on the server."""
-    check_exit(ending, "default")
-    assert not postgres.left()
+THREADS = """
+import _thread, asyncio
+from tests.support.waiting import wait_until
+
+def plain_thread():
+    thread = threading.Thread(target=query)
+    thread.start()
+    thread.join(20)
+
+def standard_pool():
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: query(), range(20)))
+
+def raw_thread():
+    queried = threading.Event()
+    def work():
+        query()
+        queried.set()
+    _thread.start_new_thread(work, ())
+    assert queried.wait(20)
+
+def to_thread():
+    asyncio.run(asyncio.to_thread(query))
+
+for use_threads in (plain_thread, standard_pool, raw_thread, to_thread):
+    use_threads()
+    only_main = lambda: threading.enumerate() == [threading.main_thread()]
+    assert wait_until(only_main, within=20), use_threads
+    assert wait_until(all_connections, lambda found: not found, within=20) == (), use_threads
+    left = lambda: Entry.objects.raw(
+        "SELECT 1 AS id, count(*) AS left FROM pg_stat_activity "
+        "WHERE datname = 'app' AND pid <> pg_backend_pid()"
+    )[0].left
+    assert wait_until(left, lambda count: not count, within=20) == 0, use_threads
+    connection.close()
+"""
 
 
-@pytest.mark.parametrize("ending", DAEMONS | ENDINGS)
-def test_exit_mariadb(ending: str, mariadb: MariaDBObserver) -> None:
-    """The same with MariaDB's driver."""
-    check_exit(ending, "mariadb")
-    assert not mariadb.left()
-
-
-THREADS = {
-    "plain thread": """
-        thread = threading.Thread(target=query)
-        thread.start()
-        thread.join(10)
-    """,
-    "standard pool": """
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: query(), range(20)))
-    """,
-    "raw thread": """
-        import _thread
-        queried = threading.Event()
-        def work():
-            query()
-            queried.set()
-        _thread.start_new_thread(work, ())
-        assert queried.wait(10)
-    """,
-    "asyncio.to_thread": """
-        import asyncio
-        asyncio.run(asyncio.to_thread(query))
-    """,
-}
-
-
-@pytest.mark.parametrize("thread", THREADS)
-def test_installed_app(thread: str, postgres: PostgresObserver) -> None:
+def test_installed_app(postgres: PostgresObserver) -> None:
     """The app in INSTALLED_APPS is enough: nothing of an ended thread is left in a living process."""
-    finished = run_python(
-        START.format(alias="default"),
-        THREADS[thread],
-        """
-        from tests.support.waiting import wait_until
-        assert wait_until(all_connections, lambda found: not found) == ()
-        only_main = lambda: threading.enumerate() == [threading.main_thread()]
-        print(wait_until(only_main))
-        left = lambda: Entry.objects.raw(
-            "SELECT 1 AS id, count(*) AS left FROM pg_stat_activity "
-            "WHERE datname = 'app' AND pid <> pg_backend_pid()"
-        )[0].left
-        print(wait_until(left, lambda count: not count))
-        """,
-        settings=WITH_APP,
-    )
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "True\n0\n", "")
+    finished = run_python(START.format(alias="default"), THREADS, settings=WITH_APP)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
     assert not postgres.left()
 
 
 # When Python exits, it waits for all that is queued, as it does with the standard pool.
 
 
-START_EXIT_DRAINS = """
+QUEUED = """
 import atexit, concurrent.futures, sys, threading
-from {module} import ThreadPoolExecutor
+from django_executors import ThreadPoolExecutor
 from tests.support.waiting import wait_until
 
 pool = ThreadPoolExecutor(1, "of the script")
@@ -191,7 +167,7 @@ futures = [pool.submit(task, number) for number in range(20)]
 assert begun.wait(10)
 """
 
-ENDINGS_EXIT_DRAINS = {
+ENDINGS_OF_MAIN = {
     "not shut down": "",
     "shut down without waiting": "pool.shutdown(wait=False)",
     "sys.exit": "sys.exit(3)",
@@ -200,20 +176,17 @@ ENDINGS_EXIT_DRAINS = {
 EVERYTHING = "".join(f"{number}\n" for number in range(20))
 
 
-@pytest.mark.parametrize("module", ["concurrent.futures", "django_executors"])
-@pytest.mark.parametrize("ending", ENDINGS_EXIT_DRAINS)
-def test_all_that_is_queued_runs(ending: str, module: str) -> None:
+@pytest.mark.parametrize("ending", ENDINGS_OF_MAIN)
+def test_all_that_is_queued_runs(ending: str) -> None:
     """However the main thread ends, every task runs, and nothing is logged."""
-    finished = run_python(
-        START_EXIT_DRAINS.format(module=module), ENDINGS_EXIT_DRAINS[ending], settings=None
-    )
+    finished = run_python(QUEUED, ENDINGS_OF_MAIN[ending], settings=None)
     assert (finished.stdout, finished.stderr) == (EVERYTHING, "")
 
 
 def test_atexit_is_too_late_for_a_deadline() -> None:
     """Exit handlers run when all has run: there a deadline cancels nothing."""
     finished = run_python(
-        START_EXIT_DRAINS.format(module="django_executors"),
+        QUEUED,
         "atexit.register(lambda: (pool.shutdown(timeout=0), print('exit handler')))",
         settings=None,
     )
@@ -222,9 +195,7 @@ def test_atexit_is_too_late_for_a_deadline() -> None:
 
 def test_after_a_deadline_python_waits_for_what_runs() -> None:
     """What still ran at the deadline ends before the process does; what was cancelled does not run."""
-    finished = run_python(
-        START_EXIT_DRAINS.format(module="django_executors"), "pool.shutdown(timeout=0)", settings=None
-    )
+    finished = run_python(QUEUED, "pool.shutdown(timeout=0)", settings=None)
     assert finished.stdout == "0\n"
     assert finished.stderr == (
         "executor=of the script timeout=0.0 shutdown left "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,33 +20,27 @@ from tests.support.subprocesses import ROOT, WITH_APP, environment, run_python
 SETTINGS = "tests.projects.outgrown.settings_"
 DATABASE = "outgrown"
 
-#: What the page's table says: what each has, and what becomes of a task whose transaction rolls back.
-DIFFERENCES = {
-    "memory": ([], "never enqueued"),
-    "db": (["defer", "priority"], "never enqueued"),
-    "celery": (["defer", "priority"], "SUCCESSFUL"),
-    "rq": (["defer"], "SUCCESSFUL"),
-}
 
-#: By the settings: what runs the tasks, and what has to be installed.
-WORKERS = {
-    "memory": ([], "django_executors"),
-    "db": (["-m", "django", "db_worker", "--interval=0.05", "--no-startup-delay"], "django_tasks_db"),
-    "celery": (
-        [
-            "-m",
-            "celery",
-            "--app=tests.projects.outgrown.celery",
-            "worker",
-            "--pool=solo",
-            "--loglevel=INFO",
-        ],
-        "django_tasks_celery",
-    ),
-    "rq": (
-        ["-m", "django", "rqworker", "--job-class=django_tasks_rq.Job", "--with-scheduler"],
-        "django_tasks_rq",
-    ),
+class Backend(NamedTuple):
+    """One row of the page's table."""
+
+    has: list[str]
+    #: What becomes of a task whose transaction rolls back.
+    rolled_back: str
+    #: The command that runs the tasks, if the process that enqueues does not.
+    worker: str
+    #: What has to be installed.
+    needs: str
+
+
+CELERY = "-m celery --app=tests.projects.outgrown.celery worker --pool=solo --loglevel=INFO"
+RQ = "-m django rqworker --job-class=django_tasks_rq.Job --with-scheduler"
+DB = "-m django db_worker --interval=0.05 --no-startup-delay"
+BACKENDS = {
+    "memory": Backend([], "never enqueued", "", "django_executors"),
+    "db": Backend(["defer", "priority"], "never enqueued", DB, "django_tasks_db"),
+    "celery": Backend(["defer", "priority"], "SUCCESSFUL", CELERY, "django_tasks_celery"),
+    "rq": Backend(["defer"], "SUCCESSFUL", RQ, "django_tasks_rq"),
 }
 
 
@@ -79,13 +74,13 @@ def variables(settings: str) -> dict[str, str]:
 @contextlib.contextmanager
 def worker(settings: str, log: Path) -> Iterator[None]:
     """Run the backend's own worker, where it has one, until the end of the block."""
-    command, _ = WORKERS[settings]
+    command = BACKENDS[settings].worker
     if not command:
         yield
         return
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *command],
+            [sys.executable, *command.split()],
             cwd=ROOT,
             env=variables(settings),
             stdout=output,
@@ -100,21 +95,18 @@ def worker(settings: str, log: Path) -> Iterator[None]:
             process.wait(20)
 
 
-@pytest.mark.parametrize("settings", WORKERS)
+@pytest.mark.parametrize("settings", BACKENDS)
 @pytest.mark.usefixtures("database")
 def test_the_same_tasks(settings: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Values, failures, errors and attempts are the same; only the settings differ."""
-    _, needs = WORKERS[settings]
+    has, rolled_back, _, needs = BACKENDS[settings]
     pytest.importorskip(needs, reason=f"{needs} is not for this Python or Django")
-    if "TEST_REDIS_URL" in "".join(
-        (ROOT / f"tests/projects/outgrown/settings_{settings}.py").read_text()
-    ):
+    if settings in ("celery", "rq"):
         request.getfixturevalue("redis")
     python(settings, "-m", "django", "migrate", "--run-syncdb", "--verbosity=0")
     log = tmp_path / "log"
     with worker(settings, log):
         found = json.loads(python(settings, "-m", "tests.projects.outgrown.run"))
-    has, rolled_back = DIFFERENCES[settings]
     assert found == {
         "has": has,
         "rolled back": rolled_back,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future
 
 import pytest
 from django.db import InterfaceError, OperationalError, connections
 
 from django_executors import ThreadPoolExecutor, all_connections
 from private_servers import Postgres, start_postgres
+from tests.support.kept import queued, results
 from tests.support.observers import PostgresObserver
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 WORKERS = 8
-ROUNDS = 3
-TASKS = 300  # a round, and as many after the outage
+ROUNDS = 2
+TASKS = 100  # before the outage, and as many after it
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +30,29 @@ def private_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def observed(private_server: Postgres) -> Iterator[Callable[[], PostgresObserver]]:
-    """Ask the private server, by a new connection: a restart ends those before it."""
-    observers: list[PostgresObserver] = []
-
-    def observe() -> PostgresObserver:
-        observers.append(PostgresObserver(private_server.url))
-        return observers[-1]
-
-    yield observe
-    for observer in observers:
-        observer.close()
+def conn_max_age(request: pytest.FixtureRequest) -> int | None:
+    age: int | None = request.param
+    return age
 
 
-@pytest.fixture(params=[0, 60, None], ids=lambda age: f"CONN_MAX_AGE={age}")
+@pytest.fixture
 def proxy(
-    request: pytest.FixtureRequest, private_server: Postgres, monkeypatch: pytest.MonkeyPatch
+    conn_max_age: int | None, private_server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Proxy]:
-    """The network between the private server and the alias `private`."""
+    """The network between the private server and the alias `private`, which has no client at the end."""
     with Proxy(private_server.host, private_server.port) as proxy:
         entry = {
             **connections.settings["default"],
             "PORT": str(proxy.port),
             "PASSWORD": private_server.password,
-            "CONN_MAX_AGE": request.param,
+            "CONN_MAX_AGE": conn_max_age,
         }
         monkeypatch.setitem(connections.settings, "private", entry)
         yield proxy
+        assert wait_until(all_connections, lambda found: not found, within=20) == ()
+    observer = PostgresObserver(private_server.url)  # a new one: a restart ends those before it
+    assert not observer.left()
+    observer.close()
 
 
 class Served:
@@ -80,89 +77,109 @@ class Served:
             self.end = time.monotonic()
 
 
-def restart(server: Postgres, proxy: Proxy, observe: Callable[[], PostgresObserver]) -> None:
+class Load:
+    """Tasks that are submitted without a pause, as fast as they are run."""
+
+    def __init__(self, conn_max_idle: float) -> None:
+        self.pool = ThreadPoolExecutor(WORKERS, conn_max_idle=conn_max_idle, max_pending=2 * WORKERS)
+        self.tasks: list[tuple[Served, Future[None]]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._submit)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+        self.pool.shutdown()
+
+    def _submit(self) -> None:
+        while not self._over.is_set():
+            task = Served()
+            self.tasks.append((task, self.pool.submit(task.run)))
+
+    def wait_for_more(self) -> None:
+        enough = len(self.tasks) + TASKS
+        assert wait_until(lambda: len(self.tasks) >= enough, within=60)
+
+    def failed(self) -> int:
+        return sum(task.error is not None for task, _ in self.tasks)
+
+
+Outage = Callable[[Postgres, Proxy, Callable[[], bool]], None]
+
+
+def restart(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> None:
     server.restart()
 
 
-def kill_all(server: Postgres, proxy: Proxy, observe: Callable[[], PostgresObserver]) -> None:
-    """Terminate every backend that there is now, a few times over."""
-    observer = observe()
-    for _ in range(5):
-        observer.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'app'"
-        )
+def kill_all(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> None:
+    """Terminate every backend that there is, until one was in use."""
+    observer = PostgresObserver(server.url)
+    kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'app'"
+    assert wait_until(lambda: observer.execute(f"{kill} AND pid <> pg_backend_pid()") and has_failed())
+    observer.close()
 
 
-def cut_off(server: Postgres, proxy: Proxy, observe: Callable[[], PostgresObserver]) -> None:
+def cut_off(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> None:
     proxy.cut()
-    wait_until(lambda: False, within=0.1)
+    assert wait_until(has_failed, within=20)
     proxy.restore()
 
 
-@pytest.mark.parametrize("conn_max_idle", [0.0, 5.0])
-@pytest.mark.parametrize("outage", [restart, kill_all, cut_off], ids=lambda outage: outage.__name__)
+@pytest.mark.parametrize(
+    ("outage", "conn_max_age", "conn_max_idle"),
+    [
+        (restart, 0, 0.0),
+        (restart, 60, 5.0),
+        (kill_all, 0, 5.0),
+        (kill_all, 60, 0.0),
+        (cut_off, 0, 0.0),
+        (cut_off, None, 5.0),
+    ],
+    indirect=["conn_max_age"],
+)
 def test_under_load(
-    outage: Callable[..., None],
-    conn_max_idle: float,
-    proxy: Proxy,
-    private_server: Postgres,
-    observed: Callable[[], PostgresObserver],
+    outage: Outage, conn_max_idle: float, proxy: Proxy, private_server: Postgres
 ) -> None:
     """Only tasks that run during the outage fail, with Django's own exceptions, and nothing leaks."""
-    failed = 0
-    pool = ThreadPoolExecutor(WORKERS, conn_max_idle=conn_max_idle)
-    for _ in range(ROUNDS):
-        tasks = [Served() for _ in range(TASKS)]
-        futures = [pool.submit(task.run) for task in tasks]
-        assert futures[WORKERS].exception(20) is None
-        down = time.monotonic()
-        outage(private_server, proxy, observed)
-        up = time.monotonic()
-        # What the server has ended may be on its way to us still.
-        up += 0.1
-        tasks += (after := [Served() for _ in range(TASKS)])
-        futures += [pool.submit(task.run) for task in after]
-        for task, future in zip(tasks, futures, strict=True):
-            assert future.exception(20) is task.error
-            if task.error is not None:
-                failed += 1
-                assert type(task.error) in (OperationalError, InterfaceError)
-                assert task.begin <= up
-                assert task.end >= down
-    assert failed  # there was a load
-    pool.shutdown()
-    assert wait_until(all_connections, lambda found: not found) == ()
-    assert not observed().left()
+    outages = []
+    with Load(conn_max_idle) as load:
+        for _ in range(ROUNDS):
+            load.wait_for_more()
+            before, down = load.failed(), time.monotonic()
+            outage(private_server, proxy, lambda before=before: load.failed() > before)
+            proxy.wait_until_ends_are_passed_on()
+            outages.append((down, time.monotonic()))
+        load.wait_for_more()
+    for task, future in load.tasks:
+        assert future.exception(20) is task.error
+        if task.error is not None:
+            assert type(task.error) in (OperationalError, InterfaceError)
+            assert any(task.begin <= up and task.end >= down for down, up in outages)
 
 
-@pytest.mark.parametrize("conn_max_idle", [0.0, 5.0])
-def test_a_restart_between_two_tasks(
-    conn_max_idle: float,
-    proxy: Proxy,
-    private_server: Postgres,
-    observed: Callable[[], PostgresObserver],
-) -> None:
+@pytest.mark.parametrize("conn_max_age", [0, 60], indirect=True)
+def test_a_restart_between_two_tasks(proxy: Proxy, private_server: Postgres) -> None:
     """A restart while every worker keeps its connection for a queued task fails none of them."""
     kept, restarted = threading.Barrier(WORKERS + 1), threading.Event()
     together = threading.Barrier(WORKERS)
-    pool = ThreadPoolExecutor(WORKERS, conn_max_idle=conn_max_idle)
 
     def ahead() -> None:
         Served().run()
-        together.wait(10)
+        together.wait(20)
 
     def behind() -> None:
-        kept.wait(10)
-        assert restarted.wait(30)
+        kept.wait(20)
+        assert restarted.wait(60)
         Served().run()
 
-    futures: list[Any] = [pool.submit(task) for task in [ahead] * WORKERS + [behind] * WORKERS]
-    kept.wait(10)
-    private_server.restart()
-    proxy.wait_for_the_servers_end()
-    restarted.set()
-    for future in futures:
-        future.result(20)
-    pool.shutdown()
-    assert all_connections() == ()
-    assert not observed().left()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = queued(pool, *[ahead] * WORKERS, *[behind] * WORKERS, workers=WORKERS)
+        kept.wait(20)
+        private_server.restart()
+        proxy.wait_for_the_servers_end()
+        restarted.set()
+        results(futures)

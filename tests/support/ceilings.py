@@ -27,8 +27,12 @@ def ceiling(most: int, timeout: float = 20.0, alias: str = "default") -> Iterato
 class QueriesThenWaits(Gate):
     """A task that holds a connection while it waits."""
 
+    def __init__(self, alias: str = "default") -> None:
+        super().__init__()
+        self._alias = alias
+
     def __call__(self, *_: object) -> None:
-        Entry.objects.count()
+        Entry.objects.using(self._alias).count()
         super().__call__()
 
 

@@ -79,17 +79,13 @@ def in_an_initializer(fn: Callable[..., object], *args: object) -> None:
         pool.submit(int).result(0)
 
 
-CLOSINGS = pytest.mark.parametrize("close", [close_the_connection, close_all, close_old])
+CLOSINGS: list[Close] = [close_the_connection, close_all, close_old]
 
-
-PLACES = pytest.mark.parametrize(
-    "where",
-    [
-        in_a_task,
-        in_a_nested_task,
-        in_a_failing_task,
-        in_a_callback,
-        in_a_pool_that_is_inline,
-        in_an_initializer,
-    ],
-)
+PLACES: list[Where] = [
+    in_a_task,
+    in_a_nested_task,
+    in_a_failing_task,
+    in_a_callback,
+    in_a_pool_that_is_inline,
+    in_an_initializer,
+]

@@ -16,8 +16,6 @@ from django_executors import ConnectionLeakError
 from django_executors.testing import assert_no_open_connections
 from tests.projects.testapp.models import Entry
 
-WORKERS = 4
-
 Body = Callable[[], object]
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from concurrent.futures import Future
-from decimal import Decimal, getcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,12 @@ def fail(*_: object) -> None:
     raise LookupError("of the initializer")
 
 
-def context() -> tuple[object, str, Decimal]:
-    return request_id.get(), warmed_up.get(), getcontext().divide(Decimal(1), Decimal(3))
+def warmth() -> str:
+    return warmed_up.get()
 
 
-def set_context() -> None:
-    request_id.set("of another task")
-    getcontext().prec = 3
+def variable() -> object:
+    return request_id.get()
 
 
 def killed() -> None:
@@ -88,10 +86,6 @@ def settings_module() -> str:
 
 def a_lock() -> object:
     return threading.Lock()
-
-
-def a_lambda() -> object:
-    return lambda: None
 
 
 class Unpicklable(Exception):
@@ -172,6 +166,12 @@ def wait_for_unlock(number: int) -> bool:
     return True
 
 
+def pass_lock(number: int) -> None:
+    """Return when nobody holds this advisory lock of the task's own database."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [number])
+
+
 class Odd(Exception):
     """An error with more to it than its arguments."""
 
@@ -215,11 +215,6 @@ def database_of(_: object) -> str:
 def wait_for_a_file(path: str) -> None:
     """Return when somebody has made it, after a minute at most."""
     wait_until(Path(path).exists, within=60)
-
-
-def die_when_there_is_a_file(path: str) -> None:
-    wait_for_a_file(path)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def send(end: Connection[Any, Any], what: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
 from types import TracebackType
 from typing import Self
+
+from tests.support.waiting import wait_until
 
 # With no time to linger, closing sends RST, as a firewall or a dying machine does.
 _NO_LINGERING = struct.pack("ii", 1, 0)
@@ -79,6 +82,12 @@ class Proxy:
         for link in links:
             link.downstream.join(10)
             assert not link.downstream.is_alive()
+
+    def wait_until_ends_are_passed_on(self) -> None:
+        """Wait until each client has been told of the end, if its server has ended its connection."""
+        with self._changed:
+            links = list(self._links)
+        assert wait_until(lambda: all(link.is_quiet() for link in links), within=20)
 
     def close(self) -> None:
         self.cut()
@@ -156,6 +165,14 @@ class _Link:
             side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._upstream = self._thread(client, server)
         self.downstream = self._thread(server, client)
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing of what the server has said, its end included, is to be passed on."""
+        if not self.downstream.is_alive():
+            return True
+        with contextlib.suppress(OSError, ValueError):  # it has been closed meanwhile
+            return not select.select([self.server], [], [], 0)[0]
+        return True
 
     def start(self) -> None:
         self._upstream.start()

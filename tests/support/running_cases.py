@@ -9,3 +9,9 @@ def run_case(case: type[unittest.TestCase]) -> unittest.TestResult:
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
     return result
+
+
+def passes(case: type[unittest.TestCase]) -> None:
+    """Run it, and see that its one test passes."""
+    result = run_case(case)
+    assert (result.testsRun, result.errors, result.failures, result.skipped) == (1, [], [], [])

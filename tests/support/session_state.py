@@ -44,6 +44,7 @@ def session_state() -> dict[str, Any]:
         for name, sql in ON_THE_SERVER.items():
             found[name] = cursor.execute(sql).fetchall()
     found["wrapper"] = _flags(wrapper)
+    found["computed"] = wrapper.timezone_name, wrapper.pg_version
     found["driver"] = _driver(wrapper.connection)
     found["sequences"] = _sequences()
     with transaction.atomic():

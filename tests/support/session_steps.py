@@ -1,22 +1,32 @@
-"""What a task may do to its session, and how it may end: steps for random tasks."""
+"""What a task may do to its session, how it may end, and what the task behind it sees."""
 
 from __future__ import annotations
 
 import os
 import select
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
+from psycopg.types.string import StrDumper
 
-from tests.connections.test_sessions import Shouting, execute
+from django_executors import ThreadPoolExecutor
 from tests.projects.testapp.models import Entry
+from tests.support.kept import queued
+from tests.support.session_state import session_state
 
 Step = Callable[[], object]
+
+
+def execute(sql: str, params: Any = None) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall() if cursor.description else []
 
 
 def driver() -> Any:
@@ -27,13 +37,10 @@ def driver() -> Any:
 STATEMENTS = [
     "SET work_mem = '123kB'",
     "SET statement_timeout = '1min'",
-    "SET application_name = 'of a task'",
     "SET client_encoding = 'LATIN1'",
-    "SET standard_conforming_strings = off",
     "SET app.tenant = 'acme'",
     "SELECT set_config('app.tenant', 'acme', false)",
     "SELECT set_config('app.tenant', 'acme', true)",
-    "SELECT set_config('search_path', 'pg_catalog', false)",
     "SET search_path = pg_catalog",
     "SET ROLE pg_monitor",
     "SET SESSION AUTHORIZATION pg_monitor",
@@ -42,20 +49,15 @@ STATEMENTS = [
     "SET TimeZone = 'UTC'",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-    "CREATE TEMPORARY TABLE IF NOT EXISTS mine (x int)",
     "CREATE TEMPORARY TABLE IF NOT EXISTS testapp_entry (id bigint, name text)",
     "CREATE TEMPORARY SEQUENCE IF NOT EXISTS counter; SELECT nextval('pg_temp.counter')",
-    "SELECT pg_advisory_lock(7)",
     "SELECT pg_advisory_lock(7); SELECT pg_advisory_lock_shared(8)",
     "DEALLOCATE ALL; PREPARE mine AS SELECT 1",
     "LISTEN mine",
-    "LISTEN mine; NOTIFY mine, 'to itself'",
     "CLOSE ALL; DECLARE mine CURSOR WITH HOLD FOR SELECT generate_series(1, 9)",
     "DISCARD ALL",
-    "BEGIN",
-    "SAVEPOINT mine",
-    "ROLLBACK",
 ]
+CLOSING = ["LISTEN mine; NOTIFY mine, 'to itself'", "BEGIN", "SAVEPOINT mine", "ROLLBACK"]
 
 
 def statement(sql: str) -> Step:
@@ -78,10 +80,8 @@ def rolled_back() -> None:
 
 
 def savepoint() -> None:
-    with transaction.atomic():
-        sid = transaction.savepoint()
+    with transaction.atomic(), transaction.atomic():
         execute("SET work_mem = '97kB'")
-        transaction.savepoint_commit(sid)
 
 
 def open_iterator() -> None:
@@ -114,6 +114,11 @@ def autocommit_off() -> None:
     transaction.set_autocommit(False)
 
 
+class Shouting(StrDumper):
+    def dump(self, obj: str) -> bytes:
+        return super().dump(obj.upper())
+
+
 def adapters() -> None:
     driver().adapters.register_dumper(str, Shouting)
 
@@ -122,9 +127,12 @@ def types() -> None:
     driver().adapters.types.add(TypeInfo("mine", 424242, 0))
 
 
-def handlers() -> None:
+def notify_handler() -> None:
     driver().add_notify_handler(print)
-    driver().add_notice_handler(lambda notice: None)
+
+
+def notice_handler() -> None:
+    driver().add_notice_handler(print)
 
 
 def notified_by_another() -> None:
@@ -133,12 +141,26 @@ def notified_by_another() -> None:
     with psycopg.connect(os.environ["TEST_POSTGRES_URL"], autocommit=True) as other:
         other.execute("NOTIFY mine, 'of another'")
     if driver().info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-        assert select.select([driver().fileno()], [], [], 5)[0]
+        assert select.select([driver().fileno()], [], [], 20)[0]
 
 
-def hooks_without_a_query() -> None:
+def hook() -> None:
     connection.execute_wrappers.append(lambda execute, *args: execute(*args))
+
+
+def hook_before_the_first_query() -> None:
+    connection.close()
+    hook()
+    connection.ensure_connection()
+
+
+def tenant() -> None:
     connections["default"].mine_tenant = "acme"
+
+
+def computed() -> None:
+    """Set what Django computes once and keeps."""
+    vars(connections["default"]).update(timezone_name="Asia/Tokyo", pg_version=1)
 
 
 def debug_cursor() -> None:
@@ -153,11 +175,20 @@ def closed() -> None:
     connection.close()
 
 
-STEPS: list[Step] = [
+def closed_with_a_flag() -> None:
+    debug_cursor()
+    closed()
+
+
+ON_THE_SERVER: list[Step] = [
     *map(statement, STATEMENTS),
-    *(set_local, rolled_back, savepoint, open_iterator, prepared_by_psycopg, dict_rows, read_only),
-    *(isolation, autocommit_off, adapters, types, handlers, debug_cursor),
-    *(notified_by_another, hooks_without_a_query, on_commit, closed),
+    *(set_local, rolled_back, savepoint, notified_by_another),
+]
+IN_THE_CLIENT: list[Step] = [
+    *(dict_rows, read_only, isolation, autocommit_off, adapters, types, notify_handler),
+    *(notice_handler, prepared_by_psycopg, hook, hook_before_the_first_query, tenant, computed),
+    *(debug_cursor, on_commit, open_iterator, closed, closed_with_a_flag),
+    *map(statement, CLOSING),
 ]
 kept_alive: list[object] = []
 
@@ -171,7 +202,7 @@ def raises() -> None:
 
 
 def times_out() -> None:
-    execute("SET statement_timeout = '5ms'; SELECT pg_sleep(10)")
+    execute("SET statement_timeout = '5ms'; SELECT pg_sleep(30)")
 
 
 def is_killed() -> None:
@@ -183,3 +214,56 @@ def exits() -> None:
 
 
 ENDINGS: list[Step] = [returns, returns, returns, raises, times_out, is_killed, exits]
+
+
+class Task:
+    """Some steps and an ending. A step that the server refuses does not end it."""
+
+    def __init__(self, steps: list[Step], ending: Step = returns) -> None:
+        self.steps = steps
+        self.ending = ending
+        self.pid: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{[step.__name__ for step in self.steps]} {self.ending.__name__}"
+
+    def __call__(self) -> None:
+        for step in self.steps:
+            try:
+                step()
+            except (DatabaseError, psycopg.Error, transaction.TransactionManagementError):
+                break
+        if connection.connection is not None:
+            self.pid = connection.connection.info.backend_pid
+        self.ending()
+
+
+def look() -> tuple[dict[str, Any], int]:
+    state = session_state()
+    return state, connection.connection.info.backend_pid
+
+
+def look_behind(*groups: list[Task]) -> list[bool]:
+    """Run each of these groups and behind it a task that looks, queued on one worker.
+
+    Each look has to see a new session; tell which of them had one that its group had used.
+    """
+    try:
+        new, _ = look()
+    finally:
+        connection.close()
+        del connections["default"]
+    # A step begins with a kept connection.
+    tasks = [task for group in groups for task in (Entry.objects.count, *group, look)]
+    futures = iter(queued(ThreadPoolExecutor(1), *tasks))
+    reused: list[bool] = []
+    for group in groups:
+        next(futures).result(30)
+        for _ in group:
+            error = next(futures).exception(30)
+            assert isinstance(error, (NoneType, LookupError, SystemExit, DatabaseError))
+        seen, pid = next(futures).result(30)
+        assert {name: value for name, value in seen.items() if value != new[name]} == {}, group
+        reused.append(pid in [task.pid for task in group])
+    kept_alive.clear()
+    return reused

@@ -1,4 +1,4 @@
-"""The targets themselves: demo, site, test, bench, docs, clean."""
+"""The targets themselves: demo, site, test, mutations, bench, docs, clean."""
 
 import argparse
 import os
@@ -24,8 +24,14 @@ from .stopping import Stopped, stop_on_signals
 # copied to another thread has Django's cache clients, its language and its time zone in it; with newer
 # ones it has not. Both are tested.
 OLDEST_DJANGO = ("django~=5.2.0", "asgiref~=3.10.0")
-NEWEST_DJANGO = ("django~=6.1.0", "asgiref>=3.13")
-NEWEST_PYTHON = "3.13"
+#: What other Pythons than the default one are tested with, those that are on the machine.
+OTHERS = {
+    "3.12": ("django~=6.0.0", "asgiref>=3.13"),
+    "3.13": ("django~=6.1.0", "asgiref>=3.13"),
+    "3.14": ("django~=6.1.0", "asgiref>=3.13"),
+}
+#: The tiers of tests/conftest.py.
+ALL_TIERS = "fast or servers or slow"
 
 RUBBISH = [
     *(".venv*", "build", "dist", "docs/_build", "src/*.egg-info", ".coverage", ".coverage.*", "htmlcov"),
@@ -42,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         "demo": demo,
         "site": site,
         "test": test,
+        "mutations": mutations,
         "bench": bench,
         "docs": docs,
         "clean": clean,
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def demo(arguments: Sequence[str]) -> int:
     """Run the experiment; what follows is passed on to it."""
-    environment = default_environment()
+    environment = environment_of("demo")
     environment.install(["demo"], server_given=bool(os.environ.get("DATABASE_URL")))
     experiment = ROOT / "demo" / "experiment.py"
     os.execv(environment.python, [str(environment.python), str(experiment), *arguments])
@@ -71,7 +78,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 def site(arguments: Sequence[str]) -> int:
     """Serve the demo project's page until Ctrl-C; what follows is the address."""
-    environment = default_environment()
+    environment = environment_of("demo")
     environment.install(["demo"], server_given=bool(os.environ.get("DATABASE_URL")))
     serve = ROOT / "demo" / "serve.py"
     os.execv(environment.python, [str(environment.python), str(serve), *arguments])
@@ -79,7 +86,7 @@ def site(arguments: Sequence[str]) -> int:
 
 def bench(arguments: Sequence[str]) -> int:
     """Measure the speed beside the alternatives; what follows is passed on."""
-    environment = default_environment()
+    environment = environment_of("bench")
     environment.install(["bench"])
     if why := mariadb_is_missing() or environment.try_install("mariadb"):
         say(f"without MariaDB: {why}")
@@ -89,9 +96,11 @@ def bench(arguments: Sequence[str]) -> int:
 
 def docs(arguments: Sequence[str]) -> int:
     """Build the documentation afresh."""
-    docs_environment().install(["docs"])
+    environment = environment_of("docs")
+    environment.install(["docs"])
     shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
-    if not run_shown("docs", sphinx()):
+    options = ["-q", "-W", "--keep-going", "-b", "html"]
+    if not run_shown("docs", [environment.python, "-m", "sphinx", *options, "docs", "docs/_build"]):
         return 1
     say("docs/_build/index.html")
     return 0
@@ -108,75 +117,94 @@ def clean(arguments: Sequence[str]) -> int:
     return 0
 
 
+def mutations(arguments: Sequence[str]) -> int:
+    """Break the code in many places, and see that the tests notice; what follows is passed on."""
+    environment = environment_of()
+    environment.install(["test"])
+    environment.try_install("mariadb")
+    script = ROOT / "tools" / "mutations.py"
+    os.execv(environment.python, [str(environment.python), str(script), *arguments])
+
+
 def test(arguments: Sequence[str]) -> int:
     """Run every check, also after one that failed, and say at the end how each ended."""
-    chosen, for_pytest = parse(arguments)
+    asked = parse(arguments)
     required = bool(os.environ.get("REQUIRE_ALL_SERVERS"))
     results: list[Result] = []
-    environment = default_environment()
+    environment = environment_of()
     environment.install(["test", "lint"])
-    for name, command in static_checks(environment).items():
-        if name in chosen:
-            if name == "docs":
-                docs_environment().install(["docs"])
-                shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
+    for name, command in checks(environment).items():
+        if name in asked.only:
             results.append(run_check(name, command))
     suites: dict[str, Sequence[str | Path]] = {}
-    if "pytest" in chosen:
+    if "pytest" in asked.only:
         results += mariadb(environment, required=required)
         run_quietly([*coverage(environment), "erase"])
-        suites["pytest"] = [*coverage(environment), "run", "-m", "pytest", *for_pytest]
-    if (newest := f"pytest-{NEWEST_PYTHON}") in chosen:
-        if python := pythons.find_python((NEWEST_PYTHON,)):
-            other = Environment(f".venv-{NEWEST_PYTHON}", python, NEWEST_DJANGO)
+        tests = ["pytest", *tier("fast" if asked.fast else ALL_TIERS, asked.pytest)]
+        suites["pytest"] = (
+            [environment.python, "-m", *tests]
+            if asked.fast
+            else [*coverage(environment), "run", "-m", *tests]
+        )
+    for version in others():
+        if (name := f"pytest-{version}") not in asked.only:
+            continue
+        if python := pythons.find_python((version,)):
+            other = Environment(f".venv-{version}", python, OTHERS[version])
             other.install(["test"])
             results += mariadb(other, required=required)
-            suites[newest] = [other.python, "-m", "pytest", *for_pytest]
+            tests = tier("fast or servers", asked.pytest)
+            suites[name] = [other.python, "-m", "pytest", *tests]
         else:
-            why = f"Python {NEWEST_PYTHON} is not on this machine"
-            results.append(missing(newest, why, required=False))
+            results.append(missing(name, f"Python {version} is not on this machine", required=False))
     if suites:
         results += run_pytests(suites)
-    if "pytest" in chosen:
-        results.append(combined(coverage(environment), only_some=bool(for_pytest)))
+    if "pytest" in asked.only and not asked.fast:
+        results.append(combined(coverage(environment), only_some=bool(asked.pytest)))
     return 0 if summarize(results) else 1
 
 
-def parse(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Which checks to run, and what to pass on to pytest."""
-    names = [*static_checks(default_environment()), "pytest", f"pytest-{NEWEST_PYTHON}"]
+    names = [*checks(environment_of()), "pytest", *(f"pytest-{version}" for version in others())]
     parser = argparse.ArgumentParser(
-        prog="project.py test", usage="%(prog)s [--only CHECK]... [-- PYTEST_ARGUMENTS]"
+        prog="project.py test", usage="%(prog)s [--fast] [--only CHECK]... [-- PYTEST_ARGUMENTS]"
     )
+    parser.add_argument("--fast", action="store_true", help="what takes a minute")
     parser.add_argument("--only", action="append", choices=names, metavar="CHECK")
     parser.add_argument("pytest", nargs="*")
     parsed = parser.parse_args(arguments)
-    return parsed.only or names, parsed.pytest
+    parsed.only = parsed.only or (["ruff", "format", "pytest"] if parsed.fast else names)
+    return parsed
 
 
-def default_environment() -> Environment:
-    return Environment(".venv", sys.executable, OLDEST_DJANGO)
+def others() -> list[str]:
+    """Return the Pythons that are tested besides the default one."""
+    return [version for version in OTHERS if version != "{}.{}".format(*sys.version_info)]
 
 
-def docs_environment() -> Environment:
-    """Return one with nothing that the documentation's own dependency group lacks."""
-    return Environment(".venv-docs", sys.executable, OLDEST_DJANGO)
+def tier(default: str, arguments: Sequence[str]) -> Sequence[str]:
+    """Return pytest's arguments: what was asked for, of this tier if nothing else is said."""
+    return arguments or ["-m", default]
 
 
-def static_checks(environment: Environment) -> dict[str, Sequence[str | Path]]:
-    python = environment.python
+def environment_of(group: str = "") -> Environment:
+    """Return that of the tests, or one that has nothing beside this dependency group."""
+    return Environment(f".venv-{group}" if group else ".venv", sys.executable, OLDEST_DJANGO)
+
+
+def checks(environment: Environment) -> dict[str, Sequence[str | Path]]:
+    """Return what is not pytest. The last three each run in an environment of their own."""
+    python, ours = environment.python, [sys.executable, ROOT / "tools" / "project.py"]
     return {
         "ruff": [python, "-m", "ruff", "check", "."],
         "format": [python, "-m", "ruff", "format", "--check", "."],
         "mypy": [python, "-m", "mypy"],
         "imports": [python.with_name("lint-imports")],
-        "docs": sphinx(),
+        "docs": [*ours, "docs"],
+        "demo": [*ours, "demo"],
+        "bench": [*ours, "bench", "--quick"],
     }
-
-
-def sphinx() -> Sequence[str | Path]:
-    options = ["-q", "-W", "--keep-going", "-b", "html"]
-    return [docs_environment().python, "-m", "sphinx", *options, "docs", "docs/_build"]
 
 
 def mariadb(environment: Environment, *, required: bool) -> Iterable[Result]:

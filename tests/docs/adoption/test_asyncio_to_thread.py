@@ -51,22 +51,6 @@ def test_line_of_the_docs(postgres: PostgresObserver) -> None:
 
 
 @pytest.mark.usefixtures("conn_max_age")
-def test_other_users_of_the_default_executor(postgres: PostgresObserver) -> None:
-    """The same line serves asgiref's free threads and run_in_executor."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor())
-        assert await sync_to_async(count_entries, thread_sensitive=False)("first") == 0
-        assert all_connections() == ()
-        assert await loop.run_in_executor(None, count_entries, "second") == 0
-        assert all_connections() == ()
-        assert not postgres.left()
-
-    asyncio.run(main())
-
-
-@pytest.mark.usefixtures("conn_max_age")
 def test_ordinary_sync_to_async(postgres: PostgresObserver) -> None:
     """In asgiref's own thread a function leaves its connection, and in a scope it leaves nothing."""
 

@@ -82,10 +82,3 @@ def test_strategy_of_the_docs(postgres: PostgresObserver) -> None:
     assert backends_of_two_tasks() == 1
     assert not postgres.left()
     assert all_connections() == ()
-
-
-def test_where_the_strategy_declines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a database that it leaves alone, each task connects."""
-    monkeypatch.setattr("tests.docs.adoption.test_backend_of_ones_own.legacy_databases", {"app"})
-    in_ready()
-    assert backends_of_two_tasks() == 2

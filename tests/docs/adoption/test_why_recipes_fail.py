@@ -53,6 +53,8 @@ def test_close_inside_atomic_poisons_the_thread() -> None:
             with pytest.raises(OperationalError, match="the connection is closed"):
                 pool.submit(Entry.objects.count).result(10)
         assert pool.submit(lambda: connection.in_atomic_block).result(10)
+    unfinished.pop().close()
+    connection.close()
 
 
 def test_dead_threads_drain_djangos_pool() -> None:

@@ -1,7 +1,7 @@
-"""Run the tests of this project with one runner, many times in this process; print what came of it.
+"""Run the tests of this project with one runner, in turn and in parallel; print what came of it.
 
-A script: `python -m tests.projects.drain_project.run RUNNER TIMES`. It prints a line of JSON for each
-run: its exit code, and the test databases that it left on the server.
+A script: `python -m tests.projects.drain_project.run RUNNER`. It prints a line of JSON for each run:
+its exit code, and the test databases that it left on the server.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,32 @@ def run_pytest(*options: str) -> int:
     return int(pytest.main(["-q", "-c", str(HERE / "pytest.ini"), *options, str(HERE / "cases.py")]))
 
 
-RUNNERS = {
-    "django": lambda: run_django(1),
-    "django --parallel 2": lambda: run_django(2),
-    "pytest": run_pytest,
-    "pytest -n 2": lambda: run_pytest("-n", "2"),
+#: How often each kind of run is made, and the name of its database.
+RUNS: dict[str, list[tuple[int, str, Callable[[], int]]]] = {
+    "django": [
+        (2, "test_drained", lambda: run_django(1)),
+        (1, r"test_drained_\d", lambda: run_django(2)),
+    ],
+    "pytest": [
+        (2, "test_drained", run_pytest),
+        (1, r"test_drained_gw\d", lambda: run_pytest("-n", "2")),
+    ],
 }
 
 
-def main(runner: str, times: str) -> None:
-    if runner.startswith("django"):
+def main(runner: str) -> None:
+    if runner == "django":
         import django
 
+        os.environ["DJANGO_SETTINGS_MODULE"] = f"{__package__}.settings"
         django.setup()
     with psycopg.connect(os.environ["TEST_POSTGRES_URL"], autocommit=True) as observer:
-        for _ in range(int(times)):
-            code = RUNNERS[runner]()
-            left = [name for (name,) in observer.execute(TEST_DATABASES)]
-            print(json.dumps({"code": code, "left": left}), flush=True)
+        for times, pattern, run in RUNS[runner]:
+            os.environ["DATABASE_PATTERN"] = pattern
+            for _ in range(times):
+                code = run()
+                left = [name for (name,) in observer.execute(TEST_DATABASES)]
+                print(json.dumps({"code": code, "left": left}), flush=True)
 
 
 if __name__ == "__main__":

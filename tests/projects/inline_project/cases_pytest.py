@@ -7,17 +7,14 @@ from collections.abc import Callable
 import pytest
 from django.test import TestCase
 
-from django_executors.testing import run_inline as inline
-
 from .checks import check, names, runs_inline
 from .orders import work
 
-of_all_work = pytest.mark.parametrize("of", work.ALL, ids=lambda of: of.__name__)
 real_workers = pytest.mark.run_inline(False)
 
 
 @pytest.mark.django_db
-@of_all_work
+@pytest.mark.parametrize("of", work.ALL, ids=lambda of: of.__name__)
 def test_setting(of: Callable[[], set[str]]) -> None:
     """The setting is enough."""
     assert runs_inline()
@@ -26,17 +23,9 @@ def test_setting(of: Callable[[], set[str]]) -> None:
 
 @real_workers
 @pytest.mark.usefixtures("db", "run_inline")
-@of_all_work
-def test_fixture(of: Callable[[], set[str]]) -> None:
+def test_fixture() -> None:
     """So is the fixture."""
-    assert runs_inline()
-    check(of)
-
-
-@pytest.mark.run_inline
-def test_marker(db: None) -> None:
-    """So is the marker."""
-    check(work.map_and_count)
+    check(work.submit)
 
 
 @pytest.fixture
@@ -44,32 +33,10 @@ def rows(db: None) -> set[str]:
     return work.submit()
 
 
+@pytest.mark.run_inline
 def test_in_a_fixture(rows: set[str]) -> None:
     """A test's fixtures run inline too."""
     check(work.map_and_count, rows)
-
-
-@real_workers
-def test_off() -> None:
-    """The marker turns it off."""
-    assert not runs_inline()
-
-
-@real_workers
-class TestOff:
-    """For a class too."""
-
-    def test_off(self) -> None:
-        assert not runs_inline()
-
-    @pytest.mark.run_inline(True)
-    def test_on(self, db: None) -> None:
-        check(work.submit)
-
-    def test_block(self, db: None) -> None:
-        with inline():
-            check(work.close_all)
-        assert not runs_inline()
 
 
 class OfDjango(TestCase):

@@ -1,4 +1,4 @@
-"""One database, which test_run_inline.py chooses."""
+"""One database, which the test chooses."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, as_completed, wait
 
 from django.db import close_old_connections, connection, connections, transaction
 
-from django_executors import ImmediateExecutor, ThreadPoolExecutor
+from django_executors import ThreadPoolExecutor
 
 from .models import Order
 
@@ -28,11 +28,6 @@ def pool_of_its_own() -> set[str]:
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(add, f"number {number}") for number in range(5)]
     return {future.result() for future in futures}
-
-
-def immediate() -> set[str]:
-    """Use an executor that is inline anyhow."""
-    return set(ImmediateExecutor().map(add, ["at once"]))
 
 
 def map_and_count() -> set[str]:
@@ -115,11 +110,6 @@ def _closing(close: Callable[[], object]) -> set[str]:
         return set(pool.map(task, ["one", "two"])) | {POOL.submit(task, "three").result(10)}
 
 
-def close() -> set[str]:
-    """Close one connection at a task's end."""
-    return _closing(lambda: connection.close())
-
-
 def close_all() -> set[str]:
     """Close all connections at a task's end."""
     return _closing(connections.close_all)
@@ -133,14 +123,12 @@ def close_old() -> set[str]:
 ALL: tuple[Callable[[], set[str]], ...] = (
     submit,
     pool_of_its_own,
-    immediate,
     map_and_count,
     callbacks,
     nested,
     raising,
     atomic,
     initializer,
-    close,
     close_all,
     close_old,
 )
