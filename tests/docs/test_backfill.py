@@ -33,11 +33,11 @@ def no_articles() -> Iterator[None]:
 
 
 @pytest.mark.timeout(300)
-def test_200_000_rows(
+def test_50_000_rows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], postgres: PostgresObserver
 ) -> None:
     """Each row is filled in once, on no more connections than the workers' and the command's own."""
-    make_articles(200_000)
+    make_articles(50_000)
     filled: list[int] = []
     connections: list[int] = []
     fill = backfill_slugs.fill
@@ -49,7 +49,7 @@ def test_200_000_rows(
 
     monkeypatch.setattr(backfill_slugs, "fill", watched)
     call_command("backfill_slugs", workers=WORKERS)
-    assert len(filled) == len(set(filled)) == 200_000
+    assert len(filled) == len(set(filled)) == 50_000
     assert not Article.objects.filter(slug=None).exists()
     article = Article.objects.latest("pk")
     assert article.slug == f"an-article-{article.pk}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +16,7 @@ from django_executors import executors
 from django_executors.dask import DaskExecutor
 from tests.support.observers import PostgresObserver
 from tests.support.pages import TUTORIAL, defined_by, plain_blocks
-from tests.support.subprocesses import ROOT, environment
+from tests.support.subprocesses import environment, python
 
 PAGE = TUTORIAL.with_name("cluster.md")
 SETTINGS = [block for block in plain_blocks(PAGE) if block.startswith("EXECUTORS")]
@@ -43,21 +41,11 @@ def test_the_report(backend: str, url: str) -> None:
         "BACKEND": backend,
     }
 
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    python("-m", "django", "migrate", "--verbosity=0")
-    found = json.loads(python("-m", "tests.projects.to_a_cluster.run"))
+    migrated = python("-m", "django", "migrate", "--verbosity=0", variables=variables)
+    assert migrated.returncode == 0, migrated.stderr
+    done = python("-m", "tests.projects.to_a_cluster.run", variables=variables)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     elsewhere = backend.endswith(("ProcessPoolExecutor", "DaskExecutor"))
     assert found == {"right": True, "rows": 3, "clients": 1, "elsewhere": elsewhere}
 

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from pickle import PicklingError
 from typing import Any
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
-from django.utils import timezone, translation
 
 from django_executors import ProcessPoolExecutor, executors
 from django_executors.checks import check_settings
 from tests.projects import process_reports
 from tests.projects.testapp.models import Entry
-from tests.support.ceilings import ceiling
 from tests.support.observers import PostgresObserver
 from tests.support.pages import DIFF, TUTORIAL, defined_by, plain_blocks
 from tests.support.running_cases import run_case
 from tests.support.serving import ask_all, gunicorn
 from tests.support.subprocesses import run_python
-from tests.support.waiting import wait_until
 
 PAGE = TUTORIAL.with_name("processes.md")
 SCRIPT, AGAIN, SETTINGS = plain_blocks(PAGE)
@@ -63,40 +54,6 @@ def test_the_initializer(pks: list[int]) -> None:
     assert reports.known == {}
 
 
-def test_what_a_process_gets() -> None:
-    """The parent's databases and its submitter's context, not its memory nor its changed settings."""
-    reports.known[1] = "in the parent"
-    token = reports.request_id.set("r1")
-    try:
-        with (
-            ProcessPoolExecutor(1) as pool,
-            translation.override("de"),
-            timezone.override("Europe/Berlin"),
-            override_settings(A_SETTING="changed"),
-        ):
-            found = pool.submit(reports.surroundings).result(60)
-    finally:
-        reports.known.clear()
-        reports.request_id.reset(token)
-    assert found.pop("pid") != os.getpid()
-    assert found == {
-        "database": connections["default"].settings_dict["NAME"],
-        "language": "de",
-        "zone": "Europe/Berlin",
-        "request": "r1",
-        "setting": "none",
-        "known": 0,
-    }
-
-
-def test_each_process_counts_by_itself(tmp_path: Path) -> None:
-    """Under a ceiling of one, two processes hold a connection each at once."""
-    with ceiling(1, timeout=5.0), ProcessPoolExecutor(2) as pool:
-        futures = [pool.submit(reports.hold, str(tmp_path), 2) for _ in range(2)]
-        found = dict(future.result(60) for future in futures)
-    assert list(found.values()) == [2, 2]
-
-
 @pytest.mark.parametrize("method", ["spawn", "fork", None])
 def test_start_methods(method: str | None) -> None:
     """Each may be asked for by its name; else it is forkserver, where there is one."""
@@ -119,82 +76,12 @@ def test_the_script(tmp_path: Path) -> None:
     assert "An attempt has been made to start a new process before" in done.stderr
 
 
-def test_what_cannot_be_pickled() -> None:
-    """The future's error names it as the page shows, and the pool goes on."""
-    there = "tests.projects.process_reports"
-    with ProcessPoolExecutor(1) as pool:
-        argument = pool.submit(reports.length_of, threading.Lock()).exception(60)
-        result = pool.submit(reports.give_a_lock).exception(60)
-        assert pool.submit(reports.pid).result(60) != os.getpid()
-    assert isinstance(argument, PicklingError)
-    assert str(argument) == (
-        f"argument 1 of task={there}.length_of, a lock, cannot be pickled: "
-        "cannot pickle '_thread.lock' object"
-    )
-    assert str(result) == (
-        f"the result, a lock, of task={there}.give_a_lock cannot be pickled: "
-        "cannot pickle '_thread.lock' object"
-    )
-
-
-def test_instances_and_querysets(pks: list[int]) -> None:
-    """An instance arrives as it was; a queryset is read where it is pickled."""
-    entry = Entry.objects.get(pk=pks[0])
-    Entry.objects.update(name="changed")
-    with ProcessPoolExecutor(1) as pool:
-        assert pool.submit(reports.name_in, entry).result(60) == "x"
-    with CaptureQueriesContext(connections["default"]) as queries:
-        pickle.dumps(Entry.objects.all())
-    assert len(queries) == 1
-
-
-@pytest.mark.parametrize("option", ["max_pending", "when_full", "inherit_context"])
-def test_what_is_for_threads(option: str) -> None:
-    """These options are not taken."""
-    with pytest.raises(TypeError):
-        ProcessPoolExecutor(1, **{option: 1})
-
-
 @pytest.mark.parametrize("case", ["LengthTests", "InlineTests"])
 def test_the_test_cases(case: str) -> None:
     """The page's tests pass, and leave no row."""
     result = run_case(getattr(reports, case))
     assert (result.testsRun, result.errors, result.failures) == (1, [], [])
     assert Entry.objects.count() == 0
-
-
-def test_sqlite_in_memory() -> None:
-    """It is refused where the task is submitted."""
-    done = run_python(
-        """
-        MEMORY = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-        from django.conf import settings
-        settings.configure(DATABASES={"default": MEMORY})
-        import django
-        django.setup()
-        from django_executors import ProcessPoolExecutor
-        ProcessPoolExecutor(1).submit(abs, 1)
-        """,
-        settings=None,
-    )
-    assert done.returncode == 1
-    assert f"{ImproperlyConfigured.__name__}: DATABASES['default'] is SQLite in memory" in done.stderr
-
-
-# What `docs/processes.md` says of the ends of processes and pools, by name and under gunicorn too.
-
-
-def test_a_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What runs at the deadline is named, and goes on to its end."""
-    begun, path = tmp_path / "begun", tmp_path / "end"
-    pool = ProcessPoolExecutor(1)
-    future = pool.submit(reports.wait_for_file, str(begun), str(path))
-    assert wait_until(begun.exists, within=20)
-    pool.shutdown(timeout=0)
-    (record,) = caplog.records
-    assert "tests.projects.process_reports.wait_for_file" in record.getMessage()
-    path.touch()
-    assert future.result(60) == "done"
 
 
 def test_a_process_that_dies(pks: list[int], postgres: PostgresObserver) -> None:
@@ -210,15 +97,6 @@ def test_a_process_that_dies(pks: list[int], postgres: PostgresObserver) -> None
     assert attempt(reports.length_of, pks) == [1, 2, 3]
     connections.close_all()
     assert not postgres.left()
-
-
-def test_max_tasks_per_child() -> None:
-    """A process does so many tasks, and another one the next; forked ones cannot."""
-    with ProcessPoolExecutor(1, max_tasks_per_child=2) as pool:
-        pids = [pool.submit(reports.pid).result(60) for _ in range(4)]
-    assert pids[0] == pids[1] != pids[2] == pids[3]
-    with pytest.raises(ValueError, match="max_tasks_per_child"):
-        ProcessPoolExecutor(1, "fork", max_tasks_per_child=2)
 
 
 def test_by_name() -> None:

@@ -136,9 +136,8 @@ def test_all_examples_in_pytest(whole_project: Project, options: tuple[str, ...]
     assert "15 passed" in whole_project.run_pytest(*options)
 
 
-@pytest.fixture
-def leaking_project(project: Project) -> Project:
-    """The examples on SQLite, where `import_sales` leaks."""
+def test_standard_pool_fails_as_the_page_shows(project: Project) -> None:
+    """Both examples fail with the page's message, which says where the connection was opened."""
     for block in blocks_of(PAGE):
         project.do(block)
     imports = project.folder / "sales" / "imports.py"
@@ -146,42 +145,15 @@ def leaking_project(project: Project) -> Project:
     assert imports.read_text().count(pool) == 1
     text = imports.read_text().replace(pool, "with concurrent.futures.ThreadPoolExecutor(")
     imports.write_text(f"import concurrent.futures\n{text}")
-    return project
-
-
-def test_standard_pool_fails_as_the_page_shows(leaking_project: Project) -> None:
-    """Both examples fail with the page's message, which says where the connection was opened."""
-    tests = leaking_project.folder / "sales" / "test_connections.py"
+    tests = project.folder / "sales" / "test_connections.py"
     # As `-X tracemalloc=25` does, but not before Django is imported, which would take long.
     tests.write_text(f"import tracemalloc\n\n{tests.read_text()}\n\ntracemalloc.start(25)\n")
-    done = leaking_project.run("manage.py", "test", "sales.test_connections")
+    done = project.run("manage.py", "test", "sales.test_connections")
     assert "FAILED (failures=2)" in done.stderr
     (message,) = LEAK.findall(PAGE.read_text())
     expected = re.sub(r"age=\d\\.\d", r"age=\\d\\.\\d", re.escape(message))
     assert len(re.findall(expected, done.stderr)) == 2, done.stderr
     assert len(OPENED_AT.findall(done.stderr)) == 2, done.stderr
-
-
-def test_standard_pool_is_an_error_at_the_teardown(leaking_project: Project) -> None:
-    """With the setting for every test, pytest reports what a test's thread left open."""
-    done = leaking_project.run("-m", "pytest", "-p", "no:cacheprovider", "-k", "test_in_real_workers")
-    assert done.returncode == 1
-    assert "ERROR at teardown of test_in_real_workers" in done.stdout
-    assert "1 passed" in done.stdout
-    assert "1 error" in done.stdout
-
-
-@pytest.mark.parametrize("whole_project", ["postgresql"], indirect=True)
-def test_workers_that_keep_connections_are_reported(whole_project: Project) -> None:
-    """The page's example needs its marker where such a worker does keep a connection."""
-    path = whole_project.folder / "sales" / "test_with_pytest.py"
-    marker = "assert_no_open_connections(False)"
-    assert path.read_text().count(marker) == 1
-    path.write_text(path.read_text().replace(marker, "assert_no_open_connections"))
-    done = whole_project.run("-m", "pytest", "-p", "no:cacheprovider", "-k", "may_keep")
-    assert "1 passed" in done.stdout
-    assert "1 error" in done.stdout
-    assert "executor=background" in done.stdout
 
 
 def test_two_threads_on_one_connection_mix_up_their_transactions() -> None:

@@ -59,32 +59,9 @@ class InlineTests(TestCase):
 
 
 # for the tests of the page: begin
-import contextvars
 import multiprocessing
 import os
 import signal
-import threading
-from pathlib import Path
-
-from django.conf import settings
-from django.db import connection
-from django.utils import timezone, translation
-
-from tests.support.waiting import wait_until
-
-request_id = contextvars.ContextVar("request_id", default="none")
-
-
-def surroundings():
-    return {
-        "pid": os.getpid(),
-        "database": connection.settings_dict["NAME"],
-        "language": translation.get_language(),
-        "zone": timezone.get_current_timezone_name(),
-        "request": request_id.get(),
-        "setting": getattr(settings, "A_SETTING", "none"),
-        "known": len(known),
-    }
 
 
 def kill_oneself(*_):
@@ -95,19 +72,6 @@ def pid(*_):
     return os.getpid()
 
 
-def give_a_lock():
-    return threading.Lock()
-
-
-def hold(barrier_folder, number):
-    """Hold a connection until as many hold one."""
-    Entry.objects.count()
-    Path(barrier_folder, str(os.getpid())).touch()
-    folder = Path(barrier_folder)
-    seen = wait_until(lambda: len(list(folder.iterdir())), lambda count: count >= number, within=20)
-    return os.getpid(), seen
-
-
 def start_method(*_):
     return {
         "Process": "fork",
@@ -115,13 +79,3 @@ def start_method(*_):
         "SpawnProcess": "spawn",
         "ForkServerProcess": "forkserver",
     }[type(multiprocessing.current_process()).__name__]
-
-
-def name_in(entry):
-    return entry.name
-
-
-def wait_for_file(begun, path):
-    Path(begun).touch()
-    wait_until(Path(path).exists, within=20)
-    return "done"

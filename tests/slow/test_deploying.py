@@ -2,15 +2,168 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from django.db import connection
 
-from tests.projects.deploying import HELD, PAGE, QUEUED, QUICK, Project, kill, rows
+from tests.projects.testapp.models import Entry
 from tests.support.observers import PostgresObserver
-from tests.support.pages import BLOCK
+from tests.support.pages import BLOCK, TUTORIAL
+from tests.support.serving import Served, ask, serve
+from tests.support.subprocesses import environment
 from tests.support.waiting import wait_until
+
+PAGE = TUTORIAL.with_name("deploying.md")
+QUICK, HELD = Counter(quick=5), Counter(rebuild=4)
+QUEUED = Counter(mail=30, index=7)
+
+#: Added to the page's shop/jobs.py. `rebuild` goes on until the test lets it.
+JOBS = """
+import sys
+import threading
+from pathlib import Path
+
+from tests.projects.testapp.models import Entry
+from tests.support.waiting import wait_until
+
+begun = threading.Semaphore(0)
+
+def tell_that_all_is_submitted():
+    # Only once the command waits: a signal that comes while it takes its futures' locks leaves them so.
+    frame_of_main = lambda: sys._current_frames()[threading.main_thread().ident]
+    assert wait_until(lambda: frame_of_main().f_code is threading.Condition.wait.__code__, within=60)
+    Path("all submitted").touch()
+
+def quick():
+    Entry.objects.create(name="quick")
+
+def rebuild():
+    begun.release()
+    assert wait_until(Path("go on").exists, within=60)
+    Entry.objects.create(name="rebuild")
+
+def mail():
+    Entry.objects.create(name="mail")
+
+def index():
+    Entry.objects.create(name="index")
+
+def orders():
+    yield from [quick] * 5
+    yield from [rebuild] * 4
+    for _ in range(4):
+        assert begun.acquire(timeout=20)
+    yield from [mail] * 30
+    yield from [index] * 7
+    if sys.argv[-1] == "import_orders":
+        threading.Thread(target=tell_that_all_is_submitted, daemon=True).start()
+
+def import_order(order):
+    order()
+"""
+
+SITE = """
+import os
+from django.http import HttpResponse
+from django.urls import path
+from . import jobs
+
+def submit(request):
+    for order in jobs.orders():
+        jobs.pool.submit(order)
+    return HttpResponse(str(os.getpid()))
+
+urlpatterns = [path("", submit)]
+"""
+
+WSGI = """
+from django.core.wsgi import get_wsgi_application
+application = get_wsgi_application()
+"""
+
+SETTINGS = """
+from tests.settings import *
+INSTALLED_APPS = ["tests.projects.testapp", "shop"]
+ROOT_URLCONF = "shop.site"
+"""
+
+
+@dataclass
+class Project:
+    """The page's project, and the log of what runs in it."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.log = self.folder / "log"
+        self.go_on = self.folder / "go on"
+        for _, caption, text in BLOCK.findall(PAGE.read_text()):
+            path = self.folder / caption
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("timeout=20)", "timeout=0.5)"))
+        shop = self.folder / "shop"
+        jobs = shop / "jobs.py"
+        jobs.write_text(jobs.read_text() + JOBS)
+        (shop / "site.py").write_text(SITE)
+        (shop / "settings.py").write_text(SETTINGS)
+        (shop / "wsgi.py").write_text(WSGI)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        found = environment("shop.settings")
+        return found | {"PYTHONPATH": os.pathsep.join([str(self.folder), found["PYTHONPATH"]])}
+
+    def gunicorn(self, *options: str) -> AbstractContextManager[Served]:
+        return self._serve("gunicorn", "shop.wsgi", "--no-control-socket", *options, bind="--bind=fd://")
+
+    def uvicorn(self, *options: str) -> AbstractContextManager[Served]:
+        return self._serve("uvicorn", *options, bind="--fd=")
+
+    def _serve(self, module: str, *options: str, bind: str) -> AbstractContextManager[Served]:
+        return serve(self.log, module, *options, bind=bind, cwd=self.folder, variables=self.variables)
+
+    def command(self) -> subprocess.Popen[bytes]:
+        """Start the page's management command."""
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "django", "import_orders"],
+                cwd=self.folder,
+                env=self.variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def submit(self, port: int) -> int:
+        """Have the site queue its work behind tasks that run, and return the process that does it."""
+        return int(ask(port)[1])
+
+    def named(self, within: float = 20) -> tuple[Counter[str], Counter[str]]:
+        """Return what the log names as running, and as not run."""
+        pattern = re.compile(r"shutdown left running=(.*) not_run=(.*)")
+        found = wait_until(lambda: pattern.findall(self.log.read_text()), within=within)
+        assert len(found) == 1, self.log.read_text()
+        running, not_run = (
+            Counter({name: int(count) for name, count in re.findall(r"shop\.jobs\.(\w+) x(\d+)", text)})
+            for text in found[0]
+        )
+        return running, not_run
+
+
+def rows() -> Counter[str]:
+    """Count by name the tasks that have run."""
+    try:
+        return Counter(Entry.objects.values_list("name", flat=True))
+    finally:
+        connection.close()
 
 
 @pytest.fixture
@@ -28,26 +181,12 @@ def test_gunicorn(worker: str, killed: bool, project: Project, postgres: Postgre
         server.terminate()
         running, not_run = project.named()
         if killed:
-            kill(pid)
+            os.kill(pid, signal.SIGKILL)  # as a server does that is out of patience
         else:
             project.go_on.touch()
         assert server.wait(20) == 0
     assert (running, not_run) == (HELD, QUEUED)
     assert rows() == (QUICK if killed else QUICK + HELD)
-    assert not postgres.left()
-
-
-def test_gunicorn_with_a_named_executor(project: Project, postgres: PostgresObserver) -> None:
-    """The hook of the page on named executors does the same for a pool that the settings name."""
-    project.name_its_pool()
-    with project.gunicorn() as (server, port):
-        project.submit(port)
-        server.terminate()
-        assert project.named() == (HELD, QUEUED)
-        project.go_on.touch()
-        assert server.wait(20) == 0
-    assert "executor=default timeout=" in project.log.read_text()
-    assert rows() == QUICK + HELD
     assert not postgres.left()
 
 
@@ -69,41 +208,6 @@ def test_gunicorn_restarts_its_workers(project: Project, postgres: PostgresObser
     assert not postgres.left()
 
 
-def test_gunicorn_with_time_enough(project: Project) -> None:
-    """What can end before the deadline runs, and nothing is logged."""
-    project.go_on.touch()
-    with project.gunicorn() as (server, port):
-        project.submit(port)
-        server.terminate()
-        assert server.wait(20) == 0
-    assert rows() == QUICK + HELD + QUEUED
-    assert project.says_nothing()
-
-
-def test_gunicorn_without_the_hook(project: Project) -> None:
-    """What the hook is for: without it, gunicorn kills its worker in the end, without a word."""
-    (project.folder / "gunicorn.conf.py").unlink()
-    with project.gunicorn("--graceful-timeout=1") as (server, port):
-        project.submit(port)
-        server.terminate()
-        assert server.wait(20) == 0
-    assert rows() == QUICK
-    assert project.says_nothing()
-
-
-def test_gunicorns_limit_for_a_worker(project: Project) -> None:
-    """Where a worker restarts by itself, a deadline beyond gunicorn's `timeout` comes too late."""
-    conf = project.folder / "gunicorn.conf.py"
-    text = conf.read_text().replace("timeout=0.5)", "timeout=60)")
-    conf.write_text(text.replace("\ntimeout = 30\n", "\ntimeout = 5\n"))
-    with project.gunicorn("--max-requests=1") as (_, port):
-        project.submit(port)
-        wait_until(lambda: "was sent SIGKILL" in project.log.read_text(), within=30)
-    assert "WORKER TIMEOUT" in project.log.read_text()
-    assert rows() == QUICK
-    assert project.says_nothing()
-
-
 def test_uvicorn(project: Project, postgres: PostgresObserver) -> None:
     """With the lifespan's end, a SIGTERM to uvicorn loses only what the log names."""
     with project.uvicorn("shop.asgi:application") as (server, port):
@@ -115,21 +219,11 @@ def test_uvicorn(project: Project, postgres: PostgresObserver) -> None:
     assert not postgres.left()
 
 
-def test_uvicorn_without_the_lifespan(project: Project) -> None:
-    """What it is for: uvicorn ends its process at once, and what is queued is lost without a word."""
-    with project.uvicorn("shop.asgi:django_application", "--lifespan=off") as (server, port):
-        project.submit(port)
-        server.terminate()
-        assert server.wait(20) == -signal.SIGTERM
-    assert rows() == QUICK
-    assert project.says_nothing()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_command(number: signal.Signals, project: Project, postgres: PostgresObserver) -> None:
     """A management command that is told to end names what it has not run, and ends what runs."""
     with project.command() as command:
-        assert project.all_is_submitted()
+        assert wait_until((project.folder / "all submitted").exists, within=60)
         command.send_signal(number)
         running, not_run = project.named()
         project.go_on.touch()
@@ -138,10 +232,3 @@ def test_command(number: signal.Signals, project: Project, postgres: PostgresObs
     assert (running.total(), not_run.total()) == (HELD.total(), QUEUED.total())
     assert rows() == QUICK + HELD
     assert not postgres.left()
-
-
-def test_deadlines_of_the_page() -> None:
-    """Every example waits for 20 seconds, which the tests shorten, and less than gunicorn does."""
-    texts = {caption: text for _, caption, text in BLOCK.findall(PAGE.read_text())}
-    with_deadline = {caption for caption, text in texts.items() if "timeout=20)" in text}
-    assert with_deadline == texts.keys() - {"shop/jobs.py"}

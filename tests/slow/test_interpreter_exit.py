@@ -1,10 +1,9 @@
-"""The app in a real process: threads that end in it, and its own end. Collector off, nothing printed."""
+"""The app in a real process, at its end: collector off, nothing printed."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.observers import PostgresObserver
 from tests.support.subprocesses import WITH_APP, run_python
 
 START = """
@@ -96,51 +95,6 @@ def test_exit(ending: str, alias: str, request: pytest.FixtureRequest) -> None:
     assert not observer.left()
 
 
-THREADS = """
-import _thread, asyncio
-from tests.support.waiting import wait_until
-
-def plain_thread():
-    thread = threading.Thread(target=query)
-    thread.start()
-    thread.join(20)
-
-def standard_pool():
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: query(), range(20)))
-
-def raw_thread():
-    queried = threading.Event()
-    def work():
-        query()
-        queried.set()
-    _thread.start_new_thread(work, ())
-    assert queried.wait(20)
-
-def to_thread():
-    asyncio.run(asyncio.to_thread(query))
-
-for use_threads in (plain_thread, standard_pool, raw_thread, to_thread):
-    use_threads()
-    only_main = lambda: threading.enumerate() == [threading.main_thread()]
-    assert wait_until(only_main, within=20), use_threads
-    assert wait_until(all_connections, lambda found: not found, within=20) == (), use_threads
-    left = lambda: Entry.objects.raw(
-        "SELECT 1 AS id, count(*) AS left FROM pg_stat_activity "
-        "WHERE datname = 'app' AND pid <> pg_backend_pid()"
-    )[0].left
-    assert wait_until(left, lambda count: not count, within=20) == 0, use_threads
-    connection.close()
-"""
-
-
-def test_installed_app(postgres: PostgresObserver) -> None:
-    """The app in INSTALLED_APPS is enough: nothing of an ended thread is left in a living process."""
-    finished = run_python(START.format(alias="default"), THREADS, settings=WITH_APP)
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert not postgres.left()
-
-
 # When Python exits, it waits for all that is queued, as it does with the standard pool.
 
 
@@ -183,16 +137,6 @@ def test_all_that_is_queued_runs(ending: str) -> None:
     assert (finished.stdout, finished.stderr) == (EVERYTHING, "")
 
 
-def test_atexit_is_too_late_for_a_deadline() -> None:
-    """Exit handlers run when all has run: there a deadline cancels nothing."""
-    finished = run_python(
-        QUEUED,
-        "atexit.register(lambda: (pool.shutdown(timeout=0), print('exit handler')))",
-        settings=None,
-    )
-    assert (finished.stdout, finished.stderr) == (f"{EVERYTHING}exit handler\n", "")
-
-
 def test_after_a_deadline_python_waits_for_what_runs() -> None:
     """What still ran at the deadline ends before the process does; what was cancelled does not run."""
     finished = run_python(QUEUED, "pool.shutdown(timeout=0)", settings=None)
@@ -201,3 +145,10 @@ def test_after_a_deadline_python_waits_for_what_runs() -> None:
         "executor=of the script timeout=0.0 shutdown left "
         "running=1 (__main__.task x1) not_run=19 (__main__.task x19)\n"
     )
+
+
+def test_atexit_is_too_late_for_a_deadline() -> None:
+    """Exit handlers run when all has run: there a deadline cancels nothing."""
+    handler = "atexit.register(lambda: (pool.shutdown(timeout=0), print('exit handler')))"
+    finished = run_python(QUEUED, "import atexit", handler, settings=None)
+    assert (finished.stdout, finished.stderr) == (f"{EVERYTHING}exit handler\n", "")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.observers import PostgresObserver
-from tests.support.subprocesses import ROOT, WITH_APP, environment, run_python
+from tests.support.subprocesses import ROOT, WITH_APP, environment, python, run_python
 
 SETTINGS = "tests.projects.outgrown.settings_"
 DATABASE = "outgrown"
@@ -53,16 +53,8 @@ def database(postgres: PostgresObserver) -> Iterator[None]:
     postgres.execute(f"DROP DATABASE {DATABASE}")
 
 
-def python(settings: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=variables(settings),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+def run(settings: str, *arguments: str) -> str:
+    done = python(*arguments, variables=variables(settings))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -103,10 +95,10 @@ def test_the_same_tasks(settings: str, tmp_path: Path, request: pytest.FixtureRe
     pytest.importorskip(needs, reason=f"{needs} is not for this Python or Django")
     if settings in ("celery", "rq"):
         request.getfixturevalue("redis")
-    python(settings, "-m", "django", "migrate", "--run-syncdb", "--verbosity=0")
+    run(settings, "-m", "django", "migrate", "--run-syncdb", "--verbosity=0")
     log = tmp_path / "log"
     with worker(settings, log):
-        found = json.loads(python(settings, "-m", "tests.projects.outgrown.run"))
+        found = json.loads(run(settings, "-m", "tests.projects.outgrown.run"))
     assert found == {
         "has": has,
         "rolled back": rolled_back,

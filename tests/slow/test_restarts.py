@@ -1,4 +1,4 @@
-"""Under load the server restarts, kills its backends, or is cut off: only who was served then fails."""
+"""Under load the server restarts or is cut off: only who was served then fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from django.db import InterfaceError, OperationalError, connections
 
 from django_executors import ThreadPoolExecutor, all_connections
 from private_servers import Postgres, start_postgres
-from tests.support.kept import queued, results
 from tests.support.observers import PostgresObserver
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -30,22 +29,13 @@ def private_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def conn_max_age(request: pytest.FixtureRequest) -> int | None:
-    age: int | None = request.param
-    return age
-
-
-@pytest.fixture
-def proxy(
-    conn_max_age: int | None, private_server: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Proxy]:
+def proxy(private_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The network between the private server and the alias `private`, which has no client at the end."""
     with Proxy(private_server.host, private_server.port) as proxy:
         entry = {
             **connections.settings["default"],
             "PORT": str(proxy.port),
             "PASSWORD": private_server.password,
-            "CONN_MAX_AGE": conn_max_age,
         }
         monkeypatch.setitem(connections.settings, "private", entry)
         yield proxy
@@ -115,14 +105,6 @@ def restart(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> N
     server.restart()
 
 
-def kill_all(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> None:
-    """Terminate every backend that there is, until one was in use."""
-    observer = PostgresObserver(server.url)
-    kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'app'"
-    assert wait_until(lambda: observer.execute(f"{kill} AND pid <> pg_backend_pid()") and has_failed())
-    observer.close()
-
-
 def cut_off(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> None:
     proxy.cut()
     assert wait_until(has_failed, within=20)
@@ -131,20 +113,18 @@ def cut_off(server: Postgres, proxy: Proxy, has_failed: Callable[[], bool]) -> N
 
 @pytest.mark.parametrize(
     ("outage", "conn_max_age", "conn_max_idle"),
-    [
-        (restart, 0, 0.0),
-        (restart, 60, 5.0),
-        (kill_all, 0, 5.0),
-        (kill_all, 60, 0.0),
-        (cut_off, 0, 0.0),
-        (cut_off, None, 5.0),
-    ],
-    indirect=["conn_max_age"],
+    [(restart, 0, 0.0), (restart, 60, 5.0), (cut_off, 0, 0.0), (cut_off, None, 5.0)],
 )
 def test_under_load(
-    outage: Outage, conn_max_idle: float, proxy: Proxy, private_server: Postgres
+    outage: Outage,
+    conn_max_age: int | None,
+    conn_max_idle: float,
+    proxy: Proxy,
+    private_server: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only tasks that run during the outage fail, with Django's own exceptions, and nothing leaks."""
+    monkeypatch.setitem(connections.settings["private"], "CONN_MAX_AGE", conn_max_age)
     outages = []
     with Load(conn_max_idle) as load:
         for _ in range(ROUNDS):
@@ -159,27 +139,3 @@ def test_under_load(
         if task.error is not None:
             assert type(task.error) in (OperationalError, InterfaceError)
             assert any(task.begin <= up and task.end >= down for down, up in outages)
-
-
-@pytest.mark.parametrize("conn_max_age", [0, 60], indirect=True)
-def test_a_restart_between_two_tasks(proxy: Proxy, private_server: Postgres) -> None:
-    """A restart while every worker keeps its connection for a queued task fails none of them."""
-    kept, restarted = threading.Barrier(WORKERS + 1), threading.Event()
-    together = threading.Barrier(WORKERS)
-
-    def ahead() -> None:
-        Served().run()
-        together.wait(20)
-
-    def behind() -> None:
-        kept.wait(20)
-        assert restarted.wait(60)
-        Served().run()
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = queued(pool, *[ahead] * WORKERS, *[behind] * WORKERS, workers=WORKERS)
-        kept.wait(20)
-        private_server.restart()
-        proxy.wait_for_the_servers_end()
-        restarted.set()
-        results(futures)

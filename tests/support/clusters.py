@@ -61,7 +61,7 @@ class Cluster:
             process.terminate()
         for process in self._started:
             try:
-                process.wait(20)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +36,18 @@ def run_python(
     """
     if settings is not None:
         code = ("import django\ndjango.setup()", *code)
+    arguments = ["-W", warnings, "-c", "\n".join(map(textwrap.dedent, code))]
+    return python(*arguments, variables=environment(settings) | variables, timeout=timeout)
+
+
+def python(
+    *arguments: str, variables: Mapping[str, str], cwd: Path = ROOT, timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in this environment, and return what came of it."""
     return subprocess.run(
-        [sys.executable, "-W", warnings, "-c", "\n".join(map(textwrap.dedent, code))],
-        cwd=ROOT,
-        env=environment(settings) | variables,
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=timeout,
