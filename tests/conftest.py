@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -235,6 +236,24 @@ def resets_are_on() -> Iterator[None]:
     given_up = set(sessions._given_up)
     sessions._given_up.clear()
     assert not given_up
+
+
+@pytest.fixture
+def many_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(params=["default", "mariadb"])
+def alias(request: pytest.FixtureRequest) -> str:
+    """The alias of one on PostgreSQL, and of one on MariaDB."""
+    if request.param == "mariadb":
+        request.getfixturevalue("mariadb")
+    found: str = request.param
+    return found
 
 
 @pytest.fixture

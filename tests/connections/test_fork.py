@@ -37,14 +37,6 @@ T = TypeVar("T")
 DONE = (0, "")
 
 
-@pytest.fixture(params=["default", "mariadb"])
-def alias(request: pytest.FixtureRequest) -> str:
-    if request.param == "mariadb":
-        request.getfixturevalue("mariadb")
-    name: str = request.param
-    return name
-
-
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2, thread_name_prefix="made-before") as pool:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg_pool
@@ -27,6 +27,7 @@ from tests.support.endings import (
     open_pipeline,
     raises,
     raw_begin,
+    suspended,
     unbalanced_atomic,
 )
 from tests.support.observers import PostgresObserver
@@ -311,18 +312,8 @@ def open_pipeline_in_pool() -> Any:
     return pipeline
 
 
-suspended: list[Generator[None, None, None]] = []
-
-
-def half_an_atomic() -> Generator[None, None, None]:
-    with transaction.atomic(using="pooled"):
-        Entry.objects.using("pooled").create(name="lost")
-        yield
-
-
 def unbalanced_in_pool() -> None:
-    suspended.append(half_an_atomic())
-    next(suspended[-1])
+    unbalanced_atomic("pooled")
 
 
 def unbalanced_and_closed_in_pool() -> None:

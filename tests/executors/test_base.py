@@ -273,15 +273,7 @@ def test_in_callers_threads() -> None:
     pool.shutdown()
 
 
-@pytest.fixture
-def often_switching() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.mark.usefixtures("often_switching")
+@pytest.mark.usefixtures("many_switches")
 def test_consistent_under_load() -> None:
     """Whenever it is read, from however many threads, the numbers add up and none goes back."""
     stop = threading.Event()

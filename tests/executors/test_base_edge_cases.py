@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -151,15 +150,6 @@ def test_interrupted(
     gate.open()
     pool.shutdown(timeout=20)
     assert running.result(0) is None
-
-
-@pytest.fixture
-def many_switches() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("many_switches")

@@ -25,15 +25,6 @@ def lose(alias: str) -> None:
     backend(alias)
 
 
-@pytest.fixture(params=["default", "mariadb"])
-def alias(request: pytest.FixtureRequest) -> str:
-    """MariaDB's driver cannot tell that the session has ended: the server is asked."""
-    if request.param == "mariadb":
-        request.getfixturevalue("mariadb")
-    name: str = request.param
-    return name
-
-
 def test_killed_outside_a_transaction(alias: str) -> None:
     """A task whose connection the server has ended closes it and goes on with another, as anywhere."""
     for close in CLOSINGS:

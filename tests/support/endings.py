@@ -52,14 +52,14 @@ def failed_query_in_raw_begin() -> None:
 suspended: list[Generator[None, None, None]] = []
 
 
-def half_an_atomic() -> Generator[None, None, None]:
-    with transaction.atomic():
-        Entry.objects.create(name="not committed")
+def half_an_atomic(alias: str) -> Generator[None, None, None]:
+    with transaction.atomic(using=alias):
+        Entry.objects.using(alias).create(name="not committed")
         yield
 
 
-def unbalanced_atomic() -> None:
-    suspended.append(half_an_atomic())
+def unbalanced_atomic(alias: str = "default") -> None:
+    suspended.append(half_an_atomic(alias))
     next(suspended[-1])
 
 
