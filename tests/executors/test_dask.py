@@ -96,11 +96,15 @@ def test_a_cancelled_task_is_forgotten(executor: DaskExecutor, tmp_path: Path) -
     def scheduled() -> int:
         return int(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
 
+    def known_to_workers() -> int:
+        return sum(client.run(lambda dask_worker: len(dask_worker.state.tasks)).values())
+
     assert wait_until(scheduled, lambda tasks: tasks == 54, within=60) == 54
     assert all(future.cancel() for future in waiting)
     assert concurrent.futures.wait(waiting, 60).done == set(waiting)
     assert not any(future.cancel() for future in busy)
     assert wait_until(scheduled, lambda tasks: tasks == 4, within=60) == 4
+    assert wait_until(known_to_workers, lambda tasks: tasks == 4, within=60) == 4
     flag.touch()
     concurrent.futures.wait(busy, 60)
     assert executor.submit(int).result(60) == 0
