@@ -37,7 +37,7 @@ RUBBISH = [
     *(".venv*", "build", "dist", "docs/_build", "src/*.egg-info", ".coverage", ".coverage.*", "htmlcov"),
     *(".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
     "demo/experiment.svg",
-    *(f"{folder}/**/__pycache__" for folder in ("src", "tests", "typing_tests")),
+    *(f"{folder}/**/__pycache__" for folder in ("src", "tests")),
     *(f"{folder}/**/__pycache__" for folder in ("demo", "benchmarks", "tools", "docs")),
 ]
 
