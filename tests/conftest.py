@@ -73,9 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose the tier, start its servers before Django reads its settings, and make the tables."""
     for tier, what in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {what}")
-    names_files = any(argument.partition("::")[0].endswith(".py") for argument in config.args)
-    if not config.option.markexpr and not names_files:
-        config.option.markexpr = "fast"
+    if not config.option.markexpr and config.args_source is not config.ArgsSource.ARGS:
+        config.option.markexpr = "fast"  # what is named on the command line runs, whatever it needs
     stop_on_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
     folder = _running.enter_context(tempfile.TemporaryDirectory())

@@ -23,11 +23,11 @@ from django_executors import (
     connection_scope,
 )
 from tests.projects.testapp.models import Entry
-from tests.support.connections import quietly_drop
 from tests.support.endings import backend_pid
 from tests.support.gates import Gate
 from tests.support.kept import results
 from tests.support.observers import MariaDBObserver, PostgresObserver
+from tests.support.opened import quietly_drop
 from tests.support.running_cases import run_case
 
 

@@ -19,10 +19,10 @@ from django_executors import (
     release_connections,
 )
 from django_executors.lifecycle import incidents
-from tests.support.connections import quietly_drop
 from tests.support.gates import Gate
 from tests.support.kept import results
 from tests.support.observers import PostgresObserver
+from tests.support.opened import quietly_drop
 
 READS = pytest.mark.parametrize("read", [all_connections, release_connections])
 

@@ -20,11 +20,11 @@ from django_executors import (
 )
 from django_executors.lifecycle import keeping
 from tests.projects.testapp.models import Entry
-from tests.support.connections import assert_none_open
 from tests.support.endings import ENDINGS, backend_pid, raw_begin
 from tests.support.gates import Gate
 from tests.support.kept import backend, results
 from tests.support.observers import MariaDBObserver, PostgresObserver
+from tests.support.opened import assert_none_open
 from tests.support.waiting import wait_until
 
 WORKERS = 4

@@ -21,7 +21,6 @@ from django_executors import (
     release_connections,
 )
 from tests.projects.testapp.models import Entry
-from tests.support.connections import run_in_thread
 from tests.support.endings import (
     autocommit_off,
     backend_pid,
@@ -32,6 +31,7 @@ from tests.support.endings import (
 from tests.support.gates import Gate
 from tests.support.kept import results
 from tests.support.observers import PostgresObserver
+from tests.support.opened import run_in_thread
 
 
 def count(*aliases: str) -> int:

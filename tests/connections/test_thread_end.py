@@ -14,10 +14,10 @@ from django.db import connections
 from django_executors import ConnectionInfo, ThreadPoolExecutor, all_connections
 from django_executors.lifecycle import guard
 from tests.projects.testapp.models import Entry
-from tests.support.connections import assert_none_open, run_in_thread
 from tests.support.endings import raw_begin
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
+from tests.support.opened import assert_none_open, run_in_thread
 from tests.support.waiting import wait_until
 
 with_app = pytest.mark.usefixtures("watch_every_thread")

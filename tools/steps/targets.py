@@ -88,7 +88,7 @@ def bench(arguments: Sequence[str]) -> int:
     """Measure the speed beside the alternatives; what follows is passed on."""
     environment = environment_of("bench")
     environment.install(["bench"])
-    if why := mariadb_is_missing() or environment.try_install("mariadb"):
+    if why := install_mariadb(environment):
         say(f"without MariaDB: {why}")
     run = ROOT / "benchmarks" / "run.py"
     os.execv(environment.python, [str(environment.python), str(run), *arguments])
@@ -121,7 +121,8 @@ def mutations(arguments: Sequence[str]) -> int:
     """Break the code in many places, and see that the tests notice; what follows is passed on."""
     environment = environment_of()
     environment.install(["test"])
-    environment.try_install("mariadb")
+    if why := install_mariadb(environment):
+        say(f"without MariaDB: {why}")
     script = ROOT / "tools" / "mutations.py"
     os.execv(environment.python, [str(environment.python), str(script), *arguments])
 
@@ -138,7 +139,8 @@ def test(arguments: Sequence[str]) -> int:
             results.append(run_check(name, command))
     suites: dict[str, Sequence[str | Path]] = {}
     if "pytest" in asked.only:
-        results += mariadb(environment, required=required)
+        if not asked.fast:
+            results += mariadb(environment, required=required)
         run_quietly([*coverage(environment), "erase"])
         tests = ["pytest", *tier("fast" if asked.fast else ALL_TIERS, asked.pytest)]
         suites["pytest"] = (
@@ -207,9 +209,14 @@ def checks(environment: Environment) -> dict[str, Sequence[str | Path]]:
     }
 
 
+def install_mariadb(environment: Environment) -> str | None:
+    """Install its driver, or say why that cannot be. Who uses it starts the server too."""
+    return mariadb_is_missing() or environment.try_install("mariadb")
+
+
 def mariadb(environment: Environment, *, required: bool) -> Iterable[Result]:
-    """Install MariaDB's driver where it can be; the tests start the server themselves."""
-    why = mariadb_is_missing() or environment.try_install("mariadb")
+    """Return a line of the summary where MariaDB cannot be used."""
+    why = install_mariadb(environment)
     name = f"MariaDB ({environment.folder.name})"
     return [missing(name, why, required=required)] if why else []
 
