@@ -229,11 +229,12 @@ def closed_generators() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def resets_are_on() -> Iterator[None]:
     """No test turns resets off for the next one."""
-    from django_executors.lifecycle import sessions
+    from django_executors.connections import sessions
 
     yield
-    given_up = set(sessions._given_up)
-    sessions._given_up.clear()
+    given_up = set(sessions._not_reset)
+    sessions._not_reset.clear()
+    sessions._other_zone.clear()
     assert not given_up
 
 
@@ -292,9 +293,9 @@ def conn_max_age(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def watch_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """What having `django_executors` in INSTALLED_APPS does."""
-    from django_executors.lifecycle import guard, ledger
+    from django_executors.connections import ledger, thread_end
 
-    monkeypatch.setattr(ledger, "on_open", guard.arm)
+    monkeypatch.setattr(ledger, "on_open", thread_end.arm)
 
 
 @pytest.fixture

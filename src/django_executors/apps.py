@@ -9,7 +9,7 @@ from django.apps import AppConfig
 from django.core.checks import Tags, register
 
 from . import checks
-from .lifecycle import guard
+from .connections import thread_end
 
 
 class DjangoExecutorsConfig(AppConfig):
@@ -18,7 +18,7 @@ class DjangoExecutorsConfig(AppConfig):
     name = "django_executors"
 
     def ready(self) -> None:
-        guard.watch_every_thread()
+        thread_end.watch_every_thread()
         for check in (checks.check_settings, checks.check_sizes, checks.check_greenlets):
             register(check, "executors")
         register(checks.check_servers, Tags.database)

@@ -14,8 +14,8 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf, registry
-from .execution.executor import Executor
-from .lifecycle.inspection import most_pooled
+from .base import Executor
+from .connections.wrapper import most_pooled
 
 #: By vendor: how many connections a server takes from ordinary users, and how many it has.
 _COUNTS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +12,9 @@ from django.core.signals import setting_changed
 
 from . import conf
 from .arguments import check_timeout
-from .execution.executor import Executor
-from .execution.thread import ThreadPoolExecutor
+from .base import Executor
+from .clock import Clock
+from .thread import ThreadPoolExecutor
 
 DEFAULT = "default"
 
@@ -83,12 +83,12 @@ class Executors:
             TypeError, ValueError, RuntimeError: as each executor's `shutdown`.
         """
         seconds = check_timeout(timeout, wait=wait)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else Clock.monotonic() + seconds
         self._is_shut_down = True
         left = list(self._made.values())
         try:
             while left:
-                seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+                seconds = None if deadline is None else max(0.0, deadline - Clock.monotonic())
                 left[0].shutdown(wait, cancel_futures=cancel_futures, timeout=seconds)
                 del left[0]
         finally:

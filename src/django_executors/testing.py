@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import threading
-import time
 import unittest
 from collections.abc import Callable
 from types import TracebackType
@@ -21,10 +20,12 @@ from asgiref.sync import sync_to_async
 from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
+from .base import unfinished
+from .clock import Clock
+from .connections.leaks import Watch
+from .connections.ledger import current_holder
 from .exceptions import ConnectionLeakError
-from .execution import cancelling, inline, living
-from .lifecycle.holder import current_holder
-from .lifecycle.leaks import Watch
+from .immediate import switch_inline
 
 __all__ = ["ExecutorTestMixin", "assert_no_open_connections", "drain", "run_inline"]
 
@@ -39,10 +40,10 @@ class _RunInline(TestContextDecorator):
     """What `run_inline()` returns."""
 
     def enable(self) -> None:
-        inline.switched_on.append(None)
+        switch_inline(1)
 
     def disable(self) -> None:
-        inline.switched_on.pop()
+        switch_inline(-1)
 
     def decorate_callable(self, func: Any) -> Any:
         check_decorated("run_inline", func, coroutines=True)
@@ -194,14 +195,14 @@ def drain(timeout: float = 10.0) -> None:
     check_seconds("timeout", timeout)
     if current_holder().executor is not None:
         raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
-    if left := _left_after(timeout, lambda: [*living.unfinished(), *cancelling.unfinished()]):
+    if left := _left_after(timeout, unfinished):
         raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
 
 
 def _left_after(timeout: float, look: Callable[[], list[str]]) -> list[str]:
     """Look until there is nothing left, or for that many seconds, and return what is."""
-    deadline = time.monotonic() + timeout
-    while (left := look()) and time.monotonic() < deadline:
+    deadline = Clock.monotonic() + timeout
+    while (left := look()) and Clock.monotonic() < deadline:
         threading.Event().wait(_PAUSE)
     return left
 

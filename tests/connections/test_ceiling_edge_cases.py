@@ -49,7 +49,7 @@ def test_connect_within_a_connect(monkeypatch: pytest.MonkeyPatch, holding: Gate
         held.result(20)
 
 
-@pytest.mark.usefixtures("one")
+@pytest.mark.usefixtures("one", "watch_every_thread")
 def test_asyncio_to_thread_in_a_task() -> None:
     """The threads of `asyncio.to_thread` are no workers: nothing holds them back, and they nobody."""
 

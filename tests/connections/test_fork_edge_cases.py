@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db.backends.signals import connection_created
 from django.utils import translation
-from django.utils.translation import trans_real
 
 from django_executors import ExecutorError, ThreadPoolExecutor, all_connections
 from django_executors.testing import drain
@@ -135,15 +133,13 @@ def test_fork_in_an_initializer(ending: str, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_locks_that_another_thread_held(pool: ThreadPoolExecutor, gate: Gate) -> None:
-    """In the child nobody waits for a pool's locks, a future's, asgiref's or a signal's."""
+    """In the child nobody waits for a pool's locks, or for a future's."""
     future = pool.submit(gate)
     gate.wait_for()
-    language = vars(trans_real._active)
     locks: list[Any] = [
+        pool._queue.lock,
         pool._shutdown_lock,  # type: ignore[attr-defined]
         future._condition,
-        language.get("_lock") or language["_thread_lock"],
-        connection_created.lock,
     ]
 
     def hold() -> None:

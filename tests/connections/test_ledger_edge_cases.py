@@ -18,7 +18,7 @@ from django_executors import (
     connection_scope,
     release_connections,
 )
-from django_executors.lifecycle import incidents
+from django_executors.connections import incidents
 from tests.support.gates import Gate
 from tests.support.kept import results
 from tests.support.observers import PostgresObserver

@@ -18,7 +18,7 @@ from django_executors import (
     connection_scope,
     release_connections,
 )
-from django_executors.lifecycle import keeping
+from django_executors.connections import sessions
 from tests.projects.testapp.models import Entry
 from tests.support.endings import ENDINGS, backend_pid, raw_begin
 from tests.support.gates import Gate
@@ -234,7 +234,7 @@ def set_age(monkeypatch: pytest.MonkeyPatch, age: float | None) -> None:
 def is_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have kept connections taken to be alive, as after a moment, or their servers asked."""
     if request.param:
-        monkeypatch.setattr(keeping, "BYPASS_WINDOW", 0.0)
+        monkeypatch.setattr(sessions, "BYPASS_WINDOW", 0.0)
 
 
 @RESET_AND_REUSED

@@ -22,11 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_executors import ThreadPoolExecutor, all_connections
-from django_executors.lifecycle import postgresql, sessions
-from django_executors.lifecycle.postgresql import PostgreSQLSessions
+from django_executors.connections import sessions
 from private_servers import MissingServer, PgBouncer, start_pgbouncer, start_postgres
 from tests.projects.testapp.models import Entry
-from tests.support.kept import CountedResets, backend, held_up, queued, registered, results
+from tests.support.kept import CountedResets, backend, counted_resets, held_up, queued, results
 from tests.support.observers import MariaDBObserver, PostgresObserver
 from tests.support.session_steps import (
     ENDINGS,
@@ -47,14 +46,13 @@ SUBCLASS = "tests.projects.subclassed_backend"
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the server longer to answer than a busy machine takes."""
-    for module in (sessions, postgresql):
-        monkeypatch.setattr(module, "RESET_TIMEOUT", 30.0)
+    monkeypatch.setattr(sessions, "RESET_TIMEOUT", 30.0)
 
 
 @pytest.fixture
 def resets() -> Iterator[CountedResets]:
     """The resets that were asked for."""
-    with registered(CountedResets()) as counted:
+    with counted_resets() as counted:
         yield counted
 
 
@@ -330,7 +328,7 @@ UNPROVEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "over a minute old": lambda patch: patch.setattr(sessions, "MAX_RESET_AGE", 0.0),
     "past its max age": lambda patch: patch.setitem(connection.settings_dict, "CONN_MAX_AGE", 1e-9),
-    "slow to answer": lambda patch: patch.setattr(postgresql, "RESET_TIMEOUT", 0.0),
+    "slow to answer": lambda patch: patch.setattr(sessions, "RESET_TIMEOUT", 0.0),
     "psycopg prepares statements": prepared_statements,
     "a driver without libpq": without_libpq,
 }
@@ -341,21 +339,21 @@ def test_where_nothing_is_proven_it_closes(what: str, monkeypatch: pytest.Monkey
     """Where a reset is not proven right, each task gets a new connection."""
     UNPROVEN[what](monkeypatch)
     pids = one_after_the_other(backend, backend, backend)
-    sessions._given_up.clear()
+    sessions._not_reset.clear()
     assert len(set(pids)) == 3
 
 
-@pytest.mark.parametrize("moment", ["begin_reset", "finish_reset"])
+@pytest.mark.parametrize("moment", ["_send", "_receive"])
 def test_no_reset_without_the_connections_lock(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No byte goes over a connection that another thread uses: it is closed, and no task fails."""
-    own = getattr(PostgreSQLSessions, moment)
+    own = getattr(sessions, moment)
 
-    def while_in_use(strategy: object, of: Any, *deadline: float) -> None:
+    def while_in_use(driver: Any, what: Any) -> None:
         """Do it while another thread, as it were, closes a stray cursor of this connection."""
-        with getattr(of, "connection", of).lock:
-            own(strategy, of, *[time.monotonic() + 0.05 for _ in deadline])
+        with driver.lock:
+            own(driver, time.monotonic() + 0.05 if moment == "_receive" else what)
 
-    monkeypatch.setattr(PostgreSQLSessions, moment, while_in_use)
+    monkeypatch.setattr(sessions, moment, while_in_use)
     first, second = one_after_the_other(backend, backend)
     assert first != second
 
@@ -447,53 +445,6 @@ def test_tenants(postgres: PostgresObserver) -> None:
     assert kept == requests == [acme, acme, globex]
 
 
-# The extension point: a package says how sessions of its own wrapper class are made fresh.
-
-
-class OfAPackage(CountedResets):
-    """A package's strategy, which may fail."""
-
-    wrapper_classes = (f"{SUBCLASS}.base.DatabaseWrapper",)
-
-    def __init__(self, error: Exception | None) -> None:
-        super().__init__()
-        self._error = error
-
-    def finish_reset(self, driver: Any, deadline: float) -> None:
-        if self._error is not None:
-            raise self._error
-        super().finish_reset(driver, deadline)
-
-
-@pytest.mark.parametrize(
-    ("error", "resets", "warnings"),
-    [(None, 3, 0), (ConnectionError("gone"), 3, 0), (RuntimeError("refused"), 1, 1)],
-    ids=["good", "a lost server", "refused"],
-)
-def test_a_registered_strategy(
-    error: Exception | None,
-    resets: int,
-    warnings: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It resets sessions of the class that it names. No task fails by that, or gets what was not reset.
-
-    After a refusal no reset is begun, and one warning says so.
-    """
-    monkeypatch.setattr(sessions, "_strategies", dict(sessions._strategies))
-    monkeypatch.setitem(connection.settings_dict, "ENGINE", SUBCLASS)
-    strategy = OfAPackage(error)
-    sessions.register(strategy)
-    pids = one_after_the_other(*[backend] * 4)
-    sessions._given_up.clear()
-    assert len(set(pids)) == (4 if error else 1)
-    assert len(strategy.begun) == resets
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == warnings
-    assert all("alias=default a session could not be reset" in message for message in messages)
-
-
 # Behind a pooler sessions are shared: nothing of theirs is ever reset by us.
 
 
@@ -556,7 +507,7 @@ def test_other_clients_keep_their_sessions(
             assert list(pool.map(query_twice, range(60), timeout=60)) == list(range(60))
         assert seen() == before
     assert resets.begun == []
-    sessions._given_up.clear()
+    sessions._not_reset.clear()
 
 
 def test_over_a_unix_socket(postgres: PostgresObserver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from django_executors import ThreadPoolExecutor, all_connections
-from django_executors.lifecycle import keeping, postgresql, sessions
+from django_executors.connections import sessions
 from tests.projects.testapp.models import Entry
 from tests.support.endings import ENDINGS, backend_pid, raises
 from tests.support.kept import backend, queued, results
@@ -25,8 +25,7 @@ two_ages = pytest.mark.parametrize("conn_max_age", [0, 600], indirect=True, ids=
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the server longer to answer than a busy machine takes."""
-    for module in (sessions, postgresql):
-        monkeypatch.setattr(module, "RESET_TIMEOUT", 30.0)
+    monkeypatch.setattr(sessions, "RESET_TIMEOUT", 30.0)
 
 
 def failed_query() -> None:
@@ -197,7 +196,7 @@ def pool(
     """A pool of one worker, and an alias `memory`, whose table `written` has one row."""
     entry = {**connections.settings["sqlite"], "NAME": ":memory:", "CONN_MAX_AGE": request.param}
     monkeypatch.setitem(connections.settings, "memory", entry)
-    monkeypatch.setattr(keeping, "BYPASS_WINDOW", 0)  # it is asked whether it is alive
+    monkeypatch.setattr(sessions, "BYPASS_WINDOW", 0)  # it is asked whether it is alive
     with ThreadPoolExecutor(1, conn_max_idle=1e-9 if request.param else 0.0) as pool:
         pool.submit(write).result(20)
         yield pool

@@ -12,7 +12,7 @@ import pytest
 from django.db import connections
 
 from django_executors import ConnectionInfo, ThreadPoolExecutor, all_connections
-from django_executors.lifecycle import guard
+from django_executors.connections import thread_end
 from tests.projects.testapp.models import Entry
 from tests.support.endings import raw_begin
 from tests.support.gates import Gate
@@ -187,7 +187,7 @@ def test_thread_that_lent_its_connection(postgres: PostgresObserver) -> None:
 @with_app
 def test_guard_that_another_thread_drops(postgres: PostgresObserver) -> None:
     """Where Python drops a thread's guard in another thread (a daemon's, at exit), it does nothing."""
-    left_by(lambda kept: kept.append(guard._local.end), postgres)
+    left_by(lambda kept: kept.append(thread_end._local.end), postgres)
 
 
 def test_without_the_app(postgres: PostgresObserver) -> None:

@@ -15,8 +15,8 @@ from django.db import connection, connections, transaction
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from django_executors import ThreadPoolExecutor, all_connections, connection_scope
-from django_executors.lifecycle import closing
-from django_executors.lifecycle.asking import is_silent
+from django_executors.connections import wrapper as closing
+from django_executors.connections.sessions import is_silent
 from tests.projects.testapp.models import Entry
 from tests.support.endings import (
     autocommit_off,
@@ -414,12 +414,11 @@ def test_silent_sockets() -> None:
     """A socket is silent while it is open and has nothing to read; looking takes nothing out of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert is_silent(ours.fileno())
+        assert is_silent(ours)
         theirs.sendall(b"x")
-        assert not is_silent(ours.fileno())
+        assert not is_silent(ours)
         assert ours.recv(1) == b"x"
-        assert is_silent(ours.fileno())
+        assert is_silent(ours)
         theirs.close()
-        assert not is_silent(ours.fileno())
-        number = ours.fileno()
-    assert not is_silent(number)
+        assert not is_silent(ours)
+    assert not is_silent(ours)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import tracemalloc
 import unittest
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures.thread import BrokenThreadPool
-from queue import Queue
 
 import pytest
 from django.db import connections
@@ -292,27 +290,6 @@ def test_failed_initializer(gate: Gate, postgres: PostgresObserver) -> None:
     for future in futures:
         assert isinstance(future.exception(0), BrokenThreadPool)
     assert_holds_nothing(postgres)
-
-
-@drains
-def test_worker_that_a_callback_ended(gate: Gate, postgres: PostgresObserver) -> None:
-    """A callback that ends its worker has ended: the other workers count on, and it does not."""
-    before, pool = Gate(), ThreadPoolExecutor(3)
-    threads: Queue[threading.Thread] = Queue()
-
-    def callback(_: object) -> None:
-        query()
-        threads.put(threading.current_thread())
-        raise SystemExit
-
-    pool.submit(gate)
-    gate.wait_for()
-    pool.submit(before).add_done_callback(callback)
-    before.open()
-    threads.get(timeout=20).join(20)
-    drain_through(gate, "busy=1 pending=0")
-    assert_holds_nothing(postgres)
-    check_accounting(pool)
 
 
 @drains

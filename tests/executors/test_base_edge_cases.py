@@ -130,13 +130,15 @@ def test_interrupted(
         return False
 
     def interrupt() -> None:
+        begun.set()
         assert wait_until(is_waiting, within=20)
         # One that comes just before the main thread falls asleep does not wake it.
         wait_until(lambda: interrupted or signal.pthread_kill(main, signal.SIGINT), within=20)
         gate()
 
-    pool = ThreadPoolExecutor(1)
+    begun, pool = threading.Event(), ThreadPoolExecutor(1)
     running = pool.submit(interrupt)
+    assert begun.wait(20)
     pending += [pool.submit(int) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         pool.shutdown(**arguments)

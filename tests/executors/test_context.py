@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import decimal
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +18,6 @@ from django.urls import get_urlconf, set_urlconf
 from django.utils import translation
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor, connection_scope, release_connections
-from django_executors.execution import thread
-from django_executors.lifecycle import variables
 from tests.support.cache_clients import CacheServer, connection_of, use
 from tests.support.gates import Gate
 from tests.support.kept import queued, results
@@ -67,22 +64,9 @@ def start_as_python_3_14_does(self: threading.Thread) -> None:
     START(self)
 
 
-def private_names_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("caches", "language", "time_zone", "urlconf", "script_prefix", "async_executor"):
-        monkeypatch.setattr(variables, name, variables.Unknown())
-
-
-def threads_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread, "_THREADS_INHERIT", True)
+def test_where_threads_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same where threads inherit a context."""
     monkeypatch.setattr(threading.Thread, "start", start_as_python_3_14_does)
-
-
-@pytest.mark.parametrize("change", [private_names_moved, threads_inherit])
-def test_in_other_circumstances(
-    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is the same where Django has moved its variables, and where threads inherit a context."""
-    change(monkeypatch)
     GERMAN.enter()
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1, inherit_context=False) as other:
         for executor, seen in ((pool, GERMAN), (other, DEFAULT), (ImmediateExecutor(), GERMAN)):
@@ -220,20 +204,6 @@ def test_overridden_settings() -> None:
         found = contextvars.Context().run(submits)
     italian = DEFAULT._replace(language="it", time_zone="Europe/Rome")
     assert found == [DEFAULT, italian, FRENCH, GERMAN]
-
-
-@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(1), ImmediateExecutor])
-def test_decimal_precision(make: Callable[[], ThreadPoolExecutor | ImmediateExecutor]) -> None:
-    """A task has its submitter's precision; what it sets reaches neither it nor the next task."""
-
-    def spoil() -> int:
-        before = decimal.getcontext().prec
-        decimal.getcontext().prec = 5
-        return before
-
-    with decimal.localcontext(prec=40), make() as pool:
-        assert [pool.submit(spoil).result() for _ in range(2)] == [40, 40]
-        assert decimal.getcontext().prec == 40
 
 
 # A worker has one set of cache clients for its tasks, lets go of it, and never has its submitter's.

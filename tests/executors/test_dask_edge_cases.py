@@ -15,7 +15,7 @@ from django.db import connections
 
 from django_executors import ExecutorError
 from django_executors.dask import DaskExecutor
-from django_executors.lifecycle import databases
+from django_executors.execution import databases
 from tests.support import certificates
 from tests.support import process_tasks as tasks
 from tests.support.clusters import cluster

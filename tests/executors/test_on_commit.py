@@ -5,8 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
-import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -25,9 +25,8 @@ from django_executors import (
     ThreadPoolExecutor,
     all_connections,
 )
-from django_executors.execution.executor import Executor
-from django_executors.lifecycle import transactions
-from django_executors.testing import drain, run_inline
+from django_executors.base import Executor
+from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
 from tests.support.running_cases import passes
@@ -183,23 +182,25 @@ def test_rollback(pool: ThreadPoolExecutor, roll_back: Callable[[Executor], Futu
 def test_callbacks_of_a_cancelled_one(
     pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They may use the ORM and leave nothing; what one raises ends nothing but itself."""
+    """They run in the thread that rolls back; what one raises is logged, and ends nothing but itself."""
     called: list[object] = []
 
     def callback(future: Future[bool]) -> None:
-        called.append((future.cancelled(), exists("of the outer one")))
+        called.append((future.cancelled(), threading.get_ident()))
+
+    def raises(_: object) -> None:
+        raise LookupError
 
     with transaction.atomic():
         for _ in range(2):
             with transaction.atomic():
                 future = pool.submit_on_commit(exists, "new")
-                future.add_done_callback(lambda _: sys.exit(1))
+                future.add_done_callback(raises)
                 future.add_done_callback(callback)
                 transaction.set_rollback(True)
-            drain()
         Entry.objects.create(name="of the outer one")
-    assert called == [(True, False)] * 2
-    assert [each.exc_info[0] for each in caplog.records if each.exc_info] == [SystemExit] * 2
+    assert called == [(True, threading.get_ident())] * 2
+    assert [each.exc_info[0] for each in caplog.records if each.exc_info] == [LookupError] * 2
     assert exists("of the outer one")
     connection.close()
     assert all_connections() == ()
@@ -367,14 +368,11 @@ def test_nothing_is_kept(pool: ThreadPoolExecutor) -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return what was said, with no call site known yet."""
-    monkeypatch.setattr(transactions, "_warned", {})
-    return lambda: [
-        each.getMessage()
-        for each in caplog.records
-        if (each.name, each.levelno) == (transactions.logger.name, logging.WARNING)
-    ]
+def said() -> Iterator[Callable[[], list[warnings.WarningMessage]]]:
+    """Return the warnings of a program that has Python's own filters."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield lambda: caught
 
 
 def in_atomic(pool: ThreadPoolExecutor) -> None:
@@ -397,13 +395,17 @@ def in_an_atomic_of_a_test_case(pool: ThreadPoolExecutor) -> None:
 
 @pytest.mark.parametrize("do", [in_atomic, by_map, in_an_atomic_of_a_test_case])
 def test_speaks(
-    do: Callable[[ThreadPoolExecutor], None], pool: ThreadPoolExecutor, said: Callable[[], list[str]]
+    do: Callable[[ThreadPoolExecutor], None],
+    pool: ThreadPoolExecutor,
+    said: Callable[[], list[warnings.WarningMessage]],
 ) -> None:
     """One warning names task, alias, place and the way out, however often it is submitted there."""
     for _ in range(3):
         do(pool)
-    (message,) = said()
-    assert message.startswith(f"task=builtins.int alias=default at={__file__}:")
+    (warning,) = said()
+    assert (warning.category, warning.filename) == (RuntimeWarning, __file__)
+    message = str(warning.message)
+    assert message.startswith("builtins.int is submitted inside an open transaction on default: ")
     assert "submit_on_commit" in message
 
 
@@ -452,7 +454,9 @@ def in_the_callers_thread(pool: ThreadPoolExecutor) -> None:
     ],
 )
 def test_is_silent(
-    do: Callable[[ThreadPoolExecutor], None], pool: ThreadPoolExecutor, said: Callable[[], list[str]]
+    do: Callable[[ThreadPoolExecutor], None],
+    pool: ThreadPoolExecutor,
+    said: Callable[[], list[warnings.WarningMessage]],
 ) -> None:
     """Not a word without an open `atomic` of the submitter's own, nor where the task runs inside it."""
     do(pool)

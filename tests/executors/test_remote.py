@@ -106,7 +106,8 @@ def test_callbacks_that_raise(executor: Any, tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "go").touch()
     assert executor.submit(abs, -1).result(60) == 1
     assert called == [future]
-    assert [record.name for record in caplog.records] == ["concurrent.futures"] * 3
+    told = [record for record in caplog.records if record.name == "concurrent.futures"]
+    assert len(told) == 3  # Dask's own loggers may have something to say
 
 
 def test_a_callback_that_waits(executor: Any, tmp_path: Path) -> None:

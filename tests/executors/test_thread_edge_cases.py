@@ -272,6 +272,7 @@ async def not_thread_sensitive() -> int:
 
 
 @pytest.mark.parametrize("main", [count, in_a_thread])
+@pytest.mark.usefixtures("watch_every_thread")
 def test_no_permit_is_taken(main: Main, server_loop: asyncio.AbstractEventLoop) -> None:
     """What the threads of another loop hold is none of what a ceiling allows to workers."""
 
@@ -301,6 +302,7 @@ def submit_from_a_request(submit: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.mark.parametrize("inherit_context", [True, False])
 @pytest.mark.parametrize("way", [submit_from_this_thread, submit_from_a_request])
+@pytest.mark.usefixtures("watch_every_thread")
 def test_contexts_of_their_own(way: Callable[..., Any], inherit_context: bool) -> None:
     """In a task's loop, coroutines that enter asgiref's ThreadSensitiveContext run side by side."""
     barrier = threading.Barrier(4)
@@ -329,8 +331,9 @@ def test_contexts_of_their_own(way: Callable[..., Any], inherit_context: bool) -
     ("main", "run"),
     [(in_a_thread, through_asyncio_run), (not_thread_sensitive, through_async_to_sync)],
 )
+@pytest.mark.usefixtures("watch_every_thread")
 def test_other_threads(main: Main, run: Run, postgres: PostgresObserver) -> None:
-    """Without the app too, the threads of a task's loop close what they opened when they end."""
+    """With the app, the threads of a task's loop close what they opened when they end."""
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run, main).result(20) == 0
         assert wait_until(all_connections, lambda found: not found, within=20) == ()

@@ -30,7 +30,7 @@ from django_executors import (
     connection_scope,
     release_connections,
 )
-from django_executors.lifecycle import limits
+from django_executors.connections import ceiling as limits
 from tests.projects.testapp.models import Entry
 from tests.support.forks import fork
 from tests.support.observers import PostgresObserver

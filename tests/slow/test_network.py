@@ -11,9 +11,9 @@ from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
 from django_executors import ThreadPoolExecutor, all_connections
-from django_executors.lifecycle import sessions
+from django_executors.connections import sessions
 from tests.projects.testapp.models import Entry
-from tests.support.kept import RefusedResets, backend, held_up, queued, registered, results
+from tests.support.kept import backend, counted_resets, held_up, queued, results
 from tests.support.observers import PostgresObserver
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -171,7 +171,7 @@ def test_a_firewall_that_forgets(proxy: Proxy) -> None:
 def test_refused_resets(caplog: pytest.LogCaptureFixture) -> None:
     """A reset that the server refuses turns them off for its alias, with one warning; no task fails."""
     try:
-        with registered(RefusedResets()), ThreadPoolExecutor(1) as pool:
+        with counted_resets(b"SELECT no_such_function()"), ThreadPoolExecutor(1) as pool:
             used = results(queued(pool, *[backend] * 5))
         with ThreadPoolExecutor(1) as pool:
             used += results(queued(pool, *[backend] * 5))
@@ -183,7 +183,7 @@ def test_refused_resets(caplog: pytest.LogCaptureFixture) -> None:
         assert "alias=default" in warning.getMessage()
         assert warning.exc_info
     finally:
-        sessions._given_up.clear()
+        sessions._not_reset.clear()
 
 
 def test_slow_answers(proxy: Proxy) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from django.test import override_settings
 
-from django_executors.lifecycle import limits
+from django_executors.connections import ceiling as limits
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_executors import ThreadPoolExecutor
-from django_executors.lifecycle import sessions
-from django_executors.lifecycle.postgresql import PostgreSQLSessions
+from django_executors.connections import sessions
 
 #: One query that tells which of the server's processes or threads answers.
 WHICH_BACKEND = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
@@ -59,37 +59,30 @@ def results(futures: Sequence[Future[Any]]) -> list[Any]:
     return [future.result(30) for future in futures]
 
 
-class CountedResets(PostgreSQLSessions):
-    """Django's own strategy, which counts what it is asked for."""
+class CountedResets:
+    """The resets that were asked for, by alias."""
 
-    def __init__(self) -> None:
+    def __init__(self, sql: bytes | None = None) -> None:
         self.begun: list[str] = []
-        self.finished: list[object] = []
+        self._sql = sql
 
-    def begin_reset(self, wrapper: BaseDatabaseWrapper) -> None:
+    def send_reset(self, session: Any, wrapper: BaseDatabaseWrapper) -> None:
         self.begun.append(wrapper.alias)
-        super().begin_reset(wrapper)
+        if self._sql is None:
+            _send_reset(session, wrapper)
+        else:
+            sessions._send(wrapper.connection, self._sql)
 
-    def finish_reset(self, driver: Any, deadline: float) -> None:
-        super().finish_reset(driver, deadline)
-        self.finished.append(driver)
 
-
-class RefusedResets(CountedResets):
-    """A strategy whose resets the server refuses."""
-
-    def begin_reset(self, wrapper: BaseDatabaseWrapper) -> None:
-        self.begun.append(wrapper.alias)
-        driver: Any = wrapper.connection
-        driver.pgconn.send_query(b"SELECT no_such_function()")
-        driver.pgconn.flush()
+_send_reset = sessions.Session.send_reset
 
 
 @contextlib.contextmanager
-def registered(strategy: CountedResets) -> Iterator[CountedResets]:
-    """Use this strategy, then Django's own again."""
-    sessions.register(strategy)
-    try:
-        yield strategy
-    finally:
-        sessions.register(PostgreSQLSessions())
+def counted_resets(sql: bytes | None = None) -> Iterator[CountedResets]:
+    """Count resets, and send this in their place."""
+    counted = CountedResets(sql)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sessions.Session, "send_reset", lambda session, wrapper: counted.send_reset(session, wrapper)
+        )
+        yield counted

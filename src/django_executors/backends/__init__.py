@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.utils.crypto import get_random_string
 
 from django_executors import registry
-from django_executors.execution import deferred
+from django_executors.on_commit import submit_on_commit
 
 from .compat import BaseTaskBackend, InvalidTask, base, exceptions
 from .jobs import Job
@@ -145,9 +145,7 @@ class ExecutorBackend(BaseTaskBackend):
         submit: Callable[..., Future[Any]] = functools.partial(self._submit, job)
         results.add(result)
         try:
-            future: Future[Any] = (
-                deferred.submit_on_commit(submit, task.func) if self._on_commit else submit()
-            )
+            future: Future[Any] = submit_on_commit(submit, task.func) if self._on_commit else submit()
         except BaseException as error:
             results.discard(result.id)
             if isinstance(error, SynchronousOnlyOperation):

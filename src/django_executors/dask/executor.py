@@ -5,22 +5,17 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import threading
-import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import distributed
 
 from django_executors.arguments import check_timeout
-from django_executors.execution import inline, living
-from django_executors.execution.ending import end
-from django_executors.execution.executor import Executor
-from django_executors.execution.immediate import ImmediateExecutor
-from django_executors.execution.stats import ExecutorStats
-from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.transactions import warn_if_open
+from django_executors.base import Executor, ExecutorStats, follow, notice_fork, warn_if_in_atomic
+from django_executors.clock import Clock
+from django_executors.connections.ledger import current_holder
+from django_executors.immediate import InCallersThreads, is_inline
 
 from . import setup
 from .link import Link
@@ -87,20 +82,18 @@ class DaskExecutor(Executor):
         }
         self._place = Place(address, security, own)
         self._name = f"DaskExecutor-{next(_numbers)}"
-        self._immediate = ImmediateExecutor()
-        self._in_callers_threads = inline.InCallersThreads(
-            None, (), inherit_context=True, broken=concurrent.futures.BrokenExecutor
-        )
-        self._is_shut_down = False
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         # Reentrant: a signal's handler may shut it down.
         self._lock = threading.RLock()
         self._link: Link | None = None
-        self._work = self._immediate._work = ClusterWork(self._name)
+        self._work = ClusterWork(self._name)
+        self._in_callers_threads = InCallersThreads(
+            self._work, None, (), inherit_context=True, broken=concurrent.futures.BrokenExecutor
+        )
         weakref.finalize(self, self._work.end).atexit = False
-        living.add(self, self._work)
+        follow(self, self._work)
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -123,10 +116,12 @@ class DaskExecutor(Executor):
                 cannot, and this is the error of each task that comes to one.
             ImproperlyConfigured: a database is in this process's memory, where no other can see it.
         """
-        if inline.switched_on:
-            return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
-        if (holder := current_holder()).entries:
-            warn_if_open(holder, fn)
+        notice_fork()
+        if (holder := current_holder()).entries and not is_inline():
+            warn_if_in_atomic(holder, fn)
+        if is_inline():
+            future: concurrent.futures.Future[R] = self._submit_inline(fn, (fn, args, kwargs))
+            return future
         used = setup.used_here()
         with self._lock:
             self._check_shutdown()
@@ -160,19 +155,18 @@ class DaskExecutor(Executor):
             ValueError: timeout is below 0, or given together with `wait=False`.
         """
         seconds = check_timeout(timeout, wait=wait)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        self._immediate.shutdown()
+        deadline = None if seconds is None else Clock.monotonic() + seconds
         self._is_shut_down = True
         # A `submit` may have it that connects: it finds out by itself.
         if self._lock.acquire(wait, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
             self._lock.release()
         threads = [link.thread for link in self._work.links()]
         if cancel_futures and seconds is None:
-            self._work.cancel_pending(Counter())
+            self._work.cancel_pending()
         self._work.end()
         if deadline is not None:
-            seconds = max(0.0, deadline - time.monotonic())
-            end(self._name, threads, self._work, seconds, cancel_at_once=cancel_futures)
+            seconds = max(0.0, deadline - Clock.monotonic())
+            self._work.end_within(threads, seconds, cancel_at_once=cancel_futures)
         elif wait:
             for thread in threads:
                 thread.join()

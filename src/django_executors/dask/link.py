@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import queue
 import threading
-import time
 import uuid
 import weakref
 from collections import deque
@@ -19,11 +18,11 @@ from typing import Any, TypeVar
 import distributed.utils
 from distributed import Future as DaskFuture
 
-from django_executors.execution import pickling
+from django_executors.clock import Clock
+from django_executors.execution import pickling, portable
 from django_executors.execution.remotefuture import Outcome
-from django_executors.execution.work import is_alive
-from django_executors.lifecycle import portable
-from django_executors.lifecycle.naming import task_name
+from django_executors.execution.remotework import is_alive
+from django_executors.naming import task_name
 
 from . import setup, worker
 from .pickles import dumps, loads
@@ -95,7 +94,7 @@ class Link:
         """Send this call to the cluster."""
         future: ClusterFuture[R] = ClusterFuture()
         future.link, future.work, future.number = self, self._work, next(_numbers)
-        future.failed_fn, future.queued_at = fn, time.monotonic()
+        future.fn, future.queued_at = fn, Clock.monotonic()
         error: Exception | None = None
         packed = b""
         try:
@@ -184,40 +183,35 @@ class Link:
             self._news.put((number, None))
 
     def _settle_all(self) -> None:
-        last = None
         while self._futures or not self._ends:
             if (news := self._news.get()) is not None:
-                settled = self._note(*news)
-                # Kept while there are more: what fails in a row is told in one record.
-                last = None if self._news.empty() else settled
-                del settled
+                self._note(*news)
             del news
-        del last
         self._close()
 
-    def _note(self, number: int, found: bytes | BaseException | None) -> ClusterFuture[Any] | None:
+    def _note(self, number: int, found: bytes | BaseException | None) -> None:
         with self._lock:
             future = self._futures.get(number)
             if future is None:
-                return None
+                return
             is_cancelled = not future.running() and not future.set_running_or_notify_cancel()
             if is_cancelled or found is not None:
                 del self._futures[number]
                 self._remotes.pop(number, None)
         if found is None or is_cancelled:
-            return None
+            return
         if isinstance(found, bytes):
             future.set_result(self._outcome(future, found))
         else:
-            future.set_exception(_told(found, task_name(future.failed_fn)))
-        return future
+            future.set_exception(_told(found, task_name(future.fn)))
 
     def _outcome(self, future: ClusterFuture[Any], packed: bytes) -> Outcome:
         report: worker.Report = loads(packed)
         pickled, failed, run_seconds, counts = report
         for what, count in counts.items():
-            self._work.connections.add(what, count)
-        queue_seconds = max(0.0, time.monotonic() - future.queued_at - run_seconds)
+            for _ in range(count):
+                self._work.connections.add(what)
+        queue_seconds = max(0.0, Clock.monotonic() - future.queued_at - run_seconds)
         return pickled, failed, queue_seconds, run_seconds
 
     def _close(self) -> None:

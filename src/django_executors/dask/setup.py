@@ -12,9 +12,9 @@ from typing import Any
 from distributed import WorkerPlugin
 from distributed.worker import Worker
 
+from django_executors.connections.scope import connection_scope
 from django_executors.exceptions import ExecutorError
-from django_executors.lifecycle import databases
-from django_executors.lifecycle.scope import connection_scope
+from django_executors.execution import databases
 
 #: For how many seconds a task waits for its worker, which may have joined just now, to have its plugin.
 _PATIENCE = 30.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django_executors.execution.remotefuture import RemoteFuture
-from django_executors.execution.remotework import RemoteWork
-from django_executors.execution.work import is_alive
+from django_executors.execution.remotework import RemoteWork, is_alive
 
 if TYPE_CHECKING:
     from .link import Link
@@ -19,6 +18,7 @@ class ClusterFuture(RemoteFuture[R]):
 
     link: Link
     number: int
+    queued_at: float
 
 
 class ClusterWork(RemoteWork):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import weakref
 from collections import defaultdict
-from time import monotonic
 from typing import Any
 
 from distributed import get_worker
 from distributed.worker import Worker
 
-from django_executors.execution import pickling
-from django_executors.lifecycle import context, portable
-from django_executors.lifecycle.counting import ConnectionCounts
-from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.scope import connection_scope
+from django_executors import context
+from django_executors.clock import Clock
+from django_executors.connections import caches
+from django_executors.connections.ledger import ConnectionCounts, current_holder
+from django_executors.connections.scope import connection_scope
+from django_executors.execution import pickling, portable
 
 from . import setup
 from .pickles import dumps, loads
@@ -28,17 +30,26 @@ _PAUSE = 0.01
 Report = tuple[bytes, bool, float, dict[str, int]]
 
 
+class _Thread(threading.local):
+    """A thread's own context, as it was before its first task."""
+
+    def __init__(self) -> None:
+        self.context: contextvars.Context = context.copy()
+        self.context.run(caches.forget_all)
+
+
+_of_thread = _Thread()
+
+
 def run(packed: bytes) -> bytes:
     """Run one task in the calling thread, and let go of what it opened before its report is sent."""
     topic, number, name, carried, call = loads(packed)
     worker = get_worker()
     if name is not None:
         setup.ensure(name, worker.address)
-    began = monotonic()
+    began = Clock.monotonic()
     holder = current_holder()
-    if not holder.context:  # the first task in this thread
-        context.begin_worker(holder)
-    counts = holder.counts = ConnectionCounts()
+    counts = ConnectionCounts()
     notices = _notices_of(worker)
     notices.note_begun(topic, number)
     fn: Any = None
@@ -46,17 +57,20 @@ def run(packed: bytes) -> bytes:
     try:
         with connection_scope():
             fn, args, kwargs = pickling.load_call(call)
-            holder.task = fn
-            inherited = portable.unpack(holder, carried)
-            pickled = inherited.run(context.run, holder, _call, (fn, args, kwargs), {})
+            holder.run(fn, counts)
+            inherited = portable.unpack(_of_thread.context, carried)
+            try:
+                pickled = inherited.run(_call, fn, args, kwargs)
+            finally:
+                context.end(holder)
     except BaseException as error:  # noqa: BLE001 - it is the future's
         failed = True
         with connection_scope():
             pickled = pickling.dump_error(dumps, fn, error)
     finally:
-        holder.task = holder.counts = None
+        holder.run(None)
         notices.note_ended(topic, number)
-    report: Report = pickled, failed, monotonic() - began, dict(counts.read())
+    report: Report = pickled, failed, Clock.monotonic() - began, dict(counts.read())
     return dumps(report)
 
 

@@ -17,14 +17,14 @@ import contextlib
 import multiprocessing
 import queue
 import threading
+from collections import Counter
 from concurrent.futures import process
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
-from django_executors.lifecycle.counting import SharedCounts
-from django_executors.lifecycle.holder import Holder, current_holder
-from django_executors.lifecycle.release import release
+from django_executors.connections.ledger import ConnectionCounts, Holder, current_holder
+from django_executors.connections.release import settle
 
-from .bound import Bound
 from .remotefuture import RemoteFuture
 
 if TYPE_CHECKING:
@@ -32,6 +32,26 @@ if TYPE_CHECKING:
 
 #: For how long a worker that keeps connections tries to get a task that is queued: another may get it.
 _PAUSE = 0.001
+
+
+class SharedCounts(ConnectionCounts):
+    """The same for worker processes, which add, and their parent, which reads.
+
+    The parent takes no lock that they take: one of them may be killed while it has it.
+    """
+
+    _NAMES = ("opened", "reset", "reused", "closed", "close_failures")
+
+    def __init__(self, context: BaseContext) -> None:
+        self._shared_lock = context.RLock()
+        self._shared: Any = context.RawArray("q", len(self._NAMES))
+
+    def add(self, what: str) -> None:
+        with self._shared_lock:
+            self._shared[self._NAMES.index(what)] += 1
+
+    def read(self) -> Counter[str]:
+        return Counter(dict(zip(self._NAMES, self._shared, strict=True)))
 
 
 class WorkIds(queue.Queue[int]):
@@ -46,8 +66,7 @@ class WorkIds(queue.Queue[int]):
         work_item = self._items[item]
         future = work_item.future
         future.__class__ = RemoteFuture
-        _, future.queued_at, call = work_item.args  # those of `child.run`
-        future.failed_fn = call.fn
+        future.fn = work_item.args[2].fn  # those of `child.run`
         future.work = self._work
         self._work.note_submitted(future)
         super().put(item, block, timeout)
@@ -56,8 +75,6 @@ class WorkIds(queue.Queue[int]):
 class CallQueue(process._SafeQueue):
     """The tasks that workers take. One that waits at it holds no connection."""
 
-    #: Nothing bounds it: the standard pool does that.
-    bound: Bound | None = None
     #: How many workers keep connections for a task that is queued; shared by all processes.
     keepers: Any
     #: How many tasks workers have taken; shared, and guarded by the lock of `keepers`.
@@ -94,10 +111,14 @@ class CallQueue(process._SafeQueue):
         with self._announcing:
             self.announced.value += tasks
 
+    #: In a worker: whether it is one of the keepers, and whether it has begun its last task.
+    keeps = False
+    is_to_end = False
+
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         # Only a worker asks for work in this way, and only between two tasks.
         holder = current_holder()
-        if holder.entries or holder.caches:
+        if holder.is_holding:
             self.settle(holder)
         item = self._take(holder)
         if item is None:  # the worker is to end
@@ -105,10 +126,11 @@ class CallQueue(process._SafeQueue):
         else:
             with self.keepers.get_lock():
                 self.taken.value += 1
+            self._unreserve()
         return item
 
     def _take(self, holder: Holder) -> Any:
-        while (holder.entries or holder.caches) and self._queued():
+        while holder.is_holding and self._queued():
             with contextlib.suppress(queue.Empty):
                 return super().get(timeout=_PAUSE)
             parent = multiprocessing.parent_process()
@@ -117,32 +139,26 @@ class CallQueue(process._SafeQueue):
         self._let_go(holder)
         return super().get()
 
-    def begin(self, holder: Holder) -> None:
-        """A worker has taken a task."""
-        release(holder, keep=True)
-        self._unreserve(holder)
-
     def settle(self, holder: Holder, *, interrupted: bool = False) -> None:
         """Between two tasks: keep what this worker holds if there is work for it, or let go."""
-        worker = holder.worker
-        self._unreserve(holder)
+        self._unreserve()
         with self.keepers.get_lock():
-            worker.keeps = not worker.is_to_end() and self._queued() > self.keepers.value
-            if worker.keeps:
+            self.keeps = not self.is_to_end and self._queued() > self.keepers.value
+            if self.keeps:
                 self.keepers.value += 1
-        release(holder, keep=worker.keeps, interrupted=interrupted)
-        if not (holder.entries or holder.caches):
-            self._unreserve(holder)
+        settle(holder, keep=self.keeps, interrupted=interrupted)
+        if not holder.is_holding:
+            self._unreserve()
 
     def _let_go(self, holder: Holder) -> None:
-        self._unreserve(holder)
-        release(holder)
+        self._unreserve()
+        settle(holder)
 
-    def _unreserve(self, holder: Holder) -> None:
-        if holder.worker.keeps:
+    def _unreserve(self) -> None:
+        if self.keeps:
             with self.keepers.get_lock():
                 self.keepers.value -= 1
-            holder.worker.keeps = False
+            self.keeps = False
 
     def _queued(self) -> int:
         return int(self.announced.value - self.taken.value)

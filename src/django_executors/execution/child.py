@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from django_executors.lifecycle import context, databases, forking, guard, portable
-from django_executors.lifecycle.holder import current_holder
+from django_executors import context
+from django_executors.clock import Clock
+from django_executors.connections import caches, fork, thread_end
+from django_executors.connections.ledger import current_holder
 
-from . import pickling
-from .base import run_task
+from . import databases, pickling, portable
 from .callqueue import CallQueue
 from .remotefuture import Outcome
-from .stats import Tally
 
 
 class Start:
@@ -62,47 +62,29 @@ def _dumps_named(what: str, value: object) -> bytes:
         raise pickle.PicklingError(f"{what} cannot be pickled: {error}") from error
 
 
-class ProcessWorker(Tally):
-    """The one worker of this process, and the task that it has taken."""
+class _Worker:
+    """The one worker of this process."""
 
-    __slots__ = ("_tasks_left", "failed_fn", "fn", "keeps", "queued_at")
+    def __init__(self, calls: CallQueue, tasks_left: int | None) -> None:
+        self.calls = calls
+        self._tasks_left = tasks_left
+        #: As the initializer left it.
+        self.context = contextvars.Context()
+        self._queue_seconds = self._run_seconds = 0.0
 
-    def __init__(self, max_tasks: int | None) -> None:
-        super().__init__()
-        self._tasks_left = max_tasks
-        #: Whether it is one of the call queue's keepers.
-        self.keeps = False
-        self.queued_at = 0.0
-        self.fn: Any = None
-        self.failed_fn: Any = None
-
-    @property
-    def item(self) -> ProcessWorker:
-        """What `run_task` takes for the standard pool's work item, which is in the parent."""
-        return self
-
-    @property
-    def future(self) -> ProcessWorker:
-        """What it takes for the item's future."""
-        return self
-
-    def is_of(self, work: object) -> bool:
-        return False
-
-    def take(self, queued_at: float) -> None:
-        self.fn = None
-        self.queued_at = queued_at
+    def begin_task(self, queued_at: float) -> None:
+        self._queue_seconds += Clock.monotonic() - queued_at
         if self._tasks_left is not None:
             self._tasks_left -= 1
+            self.calls.is_to_end = self._tasks_left == 0
 
-    def is_to_end(self) -> bool:
-        """Say whether it has begun its last task."""
-        return self._tasks_left == 0
+    def end_task(self, began: float) -> None:
+        self._run_seconds += Clock.monotonic() - began
 
     def take_seconds(self) -> tuple[float, float]:
         """Return for how long tasks have been queued, and have run, since this was called last."""
-        seconds = self.queue_seconds, self.run_seconds
-        self.queue_seconds = self.run_seconds = 0.0
+        seconds = self._queue_seconds, self._run_seconds
+        self._queue_seconds = self._run_seconds = 0.0
         return seconds
 
 
@@ -118,23 +100,22 @@ def _begin(start: Start) -> None:
     # The pool ends its processes so when one was killed, and a forked one has its parent's handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     holder = current_holder()
-    forking.leave_all()
+    fork.leave_all()
     used = start.load_databases()
     if used is not None:
         databases.set_up(start.settings_module, used)
-    holder.executor = start.name
-    guard.arm(holder)
-    holder.counts = start.calls.counts
-    holder.worker = ProcessWorker(start.max_tasks)
-    _queues.append(start.calls)
+    holder.become_worker(start.name, start.calls.counts)
+    thread_end.arm(holder)
+    _workers.append(worker := _Worker(start.calls, start.max_tasks))
     initializer, initargs = start.load_initializer()
     if initializer is not None:
         initializer(*initargs)
-    context.begin_worker(holder)
+    worker.context = context.copy()
+    worker.context.run(caches.forget_all)
 
 
 #: The one of this process.
-_queues: list[CallQueue] = []
+_workers: list[_Worker] = []
 
 
 class Call:
@@ -161,25 +142,36 @@ def run(carried: portable.Carried, queued_at: float, call: bytes) -> Outcome:
         carried: what of its submitter's context could be pickled.
         queued_at: by `time.monotonic()`, which all processes of a machine share.
     """
-    holder = current_holder()
-    worker: ProcessWorker = holder.worker
-    worker.take(queued_at)
-    inherited = portable.unpack(holder, carried)
-    failed = False
+    holder, worker = current_holder(), _workers[-1]
+    worker.begin_task(queued_at)
+    began = Clock.monotonic()
+    inherited = portable.unpack(worker.context, carried)
+    holder.task = _load_and_call
+    failed, interrupted = True, True
+    fn: Any = None
     try:
-        packed = run_task(_queues[-1], inherited, _load_and_call, _load_and_call, worker, call)
+        fn, packed = inherited.run(_load_and_call, call)
+        failed = interrupted = False
     except BaseException as error:  # noqa: BLE001 - it is the future's
-        failed = True
-        packed = pickling.dump_error(_dumps, worker.fn, error)
-        if holder.entries or holder.caches:
-            _queues[-1].settle(holder)
+        interrupted = not isinstance(error, Exception)
+        fn = holder.task if holder.task is not _load_and_call else None
+        context.end(holder)
+        if holder.is_holding:
+            worker.calls.settle(holder, interrupted=interrupted)
+        packed = pickling.dump_error(_dumps, fn, error)
+    context.end(holder)
+    if holder.is_holding:
+        worker.calls.settle(holder)
+    holder.task = None
+    holder.scopes.clear()
+    worker.end_task(began)
     return packed, failed, *worker.take_seconds()
 
 
-def _load_and_call(worker: ProcessWorker, call: bytes) -> bytes:
-    worker.fn, args, kwargs = pickling.load_call(call)
-    current_holder().task = worker.fn
-    return pickling.dump_result(_dumps, worker.fn, worker.fn(*args, **kwargs))
+def _load_and_call(call: bytes) -> tuple[Callable[..., Any], bytes]:
+    fn, args, kwargs = pickling.load_call(call)
+    current_holder().run(fn)
+    return fn, pickling.dump_result(_dumps, fn, fn(*args, **kwargs))
 
 
 class _Pickler(pickle.Pickler):

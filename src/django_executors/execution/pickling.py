@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import process
 from typing import Any
 
-from django_executors.lifecycle.naming import task_name
+from django_executors.naming import task_name
 
 #: A private class of the standard process pool's, which is shown as its text.
 _remote_traceback: Callable[[str], Exception] = process._RemoteTraceback  # type: ignore[assignment]

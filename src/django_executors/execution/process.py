@@ -6,7 +6,6 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -14,18 +13,22 @@ from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
 from django_executors.arguments import check_timeout, check_workers
-from django_executors.lifecycle import databases, portable
-from django_executors.lifecycle.holder import current_holder
-from django_executors.lifecycle.transactions import warn_if_open
+from django_executors.base import (
+    Executor,
+    ExecutorStats,
+    follow,
+    mapped,
+    notice_fork,
+    warn_if_in_atomic,
+)
+from django_executors.clock import Clock
+from django_executors.connections.ledger import current_holder
+from django_executors.immediate import InCallersThreads, is_inline
 
-from . import child, inline, living, mapping
+from . import child, databases, portable
 from .callqueue import CallQueue, WorkIds
-from .ending import end
-from .executor import Executor
-from .immediate import ImmediateExecutor
 from .processwork import ProcessWork
 from .remotework import check_may_start_processes
-from .stats import ExecutorStats
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,7 +82,6 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._users_initializer = initializer, initargs
-        self._immediate = ImmediateExecutor()
         self._name = f"ProcessPoolExecutor-{next(_numbers)}"
         if mp_context is None and max_tasks_per_child is not None:
             mp_context = "spawn"  # as the standard class has it
@@ -102,16 +104,16 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         work.processes = self._processes
         if self._max_tasks is not None:
             work.replacing = weakref.ref(self)
-        self._work = self._immediate._work = work
+        self._work = work
         initializer, initargs = self._users_initializer
-        self._in_callers_threads = inline.InCallersThreads(
-            initializer, initargs, inherit_context=True, broken=BrokenProcessPool
+        self._in_callers_threads = InCallersThreads(
+            work, initializer, initargs, inherit_context=True, broken=BrokenProcessPool
         )
-        living.add(self, work)
+        follow(self, work)
 
     def _begin_anew(self) -> None:
         self._begin()
-        if self._immediate._is_shut_down:
+        if self._is_shut_down:
             super().shutdown(wait=False)
 
     def submit(
@@ -129,10 +131,12 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
                 this process has other ones in DATABASES than when the pool's first task was submitted.
             PicklingError: the initializer, or what DATABASES has, cannot be pickled.
         """
-        if inline.switched_on:
-            return self._immediate.submit(self._in_callers_threads.prepared(fn), *args, **kwargs)
-        if (holder := current_holder()).entries:
-            warn_if_open(holder, fn)
+        notice_fork()
+        if (holder := current_holder()).entries and not is_inline():
+            warn_if_in_atomic(holder, fn)
+        if is_inline():
+            future: concurrent.futures.Future[R] = self._submit_inline(fn, (fn, args, kwargs))
+            return future
         if self._databases is None:
             check_may_start_processes()
             self._databases = databases.configured()
@@ -142,7 +146,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
             start = child.Start(self._name, self._calls, self._users_initializer, self._max_tasks)
             vars(self)["_initargs"] = (start,)
         submit: Callable[..., concurrent.futures.Future[R]] = super().submit
-        return submit(child.run, portable.pack(), time.monotonic(), child.Call(fn, args, kwargs))
+        return submit(child.run, portable.pack(), Clock.monotonic(), child.Call(fn, args, kwargs))
 
     def _be_called(self, name: str) -> None:
         self._name = self._work.name = name
@@ -201,7 +205,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, buffersize=buffersize)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        results = mapping.results(self, child.InChunks(fn), (chunks,), timeout, buffersize)
+        results = mapped(self, child.InChunks(fn), (chunks,), timeout, buffersize)
         return itertools.chain.from_iterable(results)
 
     def shutdown(
@@ -222,14 +226,14 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
             ValueError: timeout is below 0, or given together with `wait=False`.
         """
         seconds = check_timeout(timeout, wait=wait)
-        self._immediate.shutdown()
+        self._is_shut_down = True
         if seconds is None:
             super().shutdown(wait, cancel_futures=cancel_futures)
             return
         manager = self._work.manager()
         super().shutdown(wait=False)
         threads = [] if manager is None else [manager]
-        end(self._name, threads, self._work, seconds, cancel_at_once=cancel_futures)
+        self._work.end_within(threads, seconds, cancel_at_once=cancel_futures)
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers.

@@ -11,10 +11,11 @@ from concurrent.futures import process
 from multiprocessing import forkserver
 from typing import Any
 
+from django_executors.base import ExecutorStats
+
 from .callqueue import CallQueue
 from .remotefuture import RemoteFuture
 from .remotework import RemoteWork
-from .stats import ExecutorStats
 
 
 class ProcessWork(RemoteWork):
@@ -30,23 +31,20 @@ class ProcessWork(RemoteWork):
         #: Return the pool, if it replaces its processes.
         self.replacing: Callable[[], object] | None = None
         #: That pool, as long as there are tasks: without it, nobody would replace one.
-        self._kept: object = None  # guarded by _lock
+        self._kept: object = None  # guarded by lock
 
     def note_submitted(self, future: RemoteFuture[Any]) -> None:
-        with self._lock:
+        with self.lock:
             super().note_submitted(future)
             if self.replacing is not None:
                 self._kept = self.replacing()
         self.calls.announce(1)
 
     def note_done(self, future: Any) -> None:
-        if self.replacing is None:
-            super().note_done(future)
-            return
         kept = None
-        with self._lock:
+        with self.lock:
             super().note_done(future)
-            if not self.items:
+            if self.replacing is not None and not self.items:
                 kept, self._kept = self._kept, None
         del kept  # not under the lock: it may be the last reference
 

@@ -7,11 +7,11 @@ import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django_executors.connections.scope import ConnectionScope
 from django_executors.exceptions import DeadlockError
-from django_executors.lifecycle.naming import task_name
-from django_executors.lifecycle.scope import ConnectionScope
+from django_executors.naming import task_name
+from django_executors.task import TaskFuture
 
-from .futures import TaskFuture
 from .pickling import load_outcome
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ Outcome = tuple[bytes, bool, float, float]
 class RemoteFuture(TaskFuture[R]):
     """What one thread of its executor settles; what its callbacks open is closed there."""
 
-    work: RemoteWork | None
+    work: RemoteWork | None = None
+    #: The task's function.
+    fn: Any = None
 
     def set_running_or_notify_cancel(self) -> bool:
         begins = super().set_running_or_notify_cancel()
@@ -43,25 +45,41 @@ class RemoteFuture(TaskFuture[R]):
         outcome: Outcome = result
         packed, failed, *seconds = outcome
         with ConnectionScope():  # what it queries as it is loaded
-            value, failed = load_outcome(packed, self.failed_fn, failed=failed)
+            value, failed = load_outcome(packed, self.fn, failed=failed)
         if failed:
             self._fail(value, *seconds)
             return
-        del self.failed_fn
+        self.fn = None
         if self.work is not None:
             self.work.note_ended(False, *seconds)
         super().set_result(value)
 
     def set_exception(self, exception: BaseException | None) -> None:
+        assert exception is not None
         # The pool broke: its tasks in the queue fail too.
         if not self.running() and not self.set_running_or_notify_cancel():
             return
         self._fail(exception)
 
-    def _fail(self, error: BaseException | None, *seconds: float) -> None:
+    def _fail(self, error: BaseException, *seconds: float) -> None:
+        fn, self.fn = self.fn, None
         if self.work is not None:
             self.work.note_ended(True, *seconds)
-        super().set_exception(error)
+        self.fail(fn, error)
+
+    def cancel(self) -> bool:
+        try:
+            return super().cancel()
+        finally:
+            # Who takes it out counts: two threads may cancel at once.
+            if self.cancelled() and (work := vars(self).pop("work", None)) is not None:
+                work.note_cancelled(self)
+
+    def abandon(self) -> None:
+        # A private name of the standard class's: `done` would wait for a parent's thread.
+        if self._state in {"PENDING", "RUNNING"}:
+            vars(self).pop("work", None)
+            super().abandon()
 
     def _invoke_callbacks(self) -> None:
         # A private name of the standard class's: called when the result is there, and so when no
@@ -79,11 +97,11 @@ class RemoteFuture(TaskFuture[R]):
                         logger.exception("exception calling callback for %r", self)
         self.work.note_done(self)
 
-    def _waits_of_its_pool(self, timeout: float | None) -> AbstractContextManager[None] | None:
+    def _waiting(self) -> AbstractContextManager[None] | None:
         work = self.work
-        if timeout is None and work is not None and work.is_settling() and not self.done():
+        if work is not None and work.is_settling() and not self.done():
             raise DeadlockError(
-                f"a done-callback waits for task={task_name(self.failed_fn)} of the same pool, in the "
+                f"a done-callback waits for task={task_name(self.fn)} of the same pool, in the "
                 "thread that would settle it: submit without waiting, or give `result` a timeout"
             )
         return None

@@ -13,14 +13,12 @@ import sys
 import threading
 from collections import deque
 
-from . import caching, ledger
-from .holder import Holder
-from .inspection import is_open
+from . import caches, ledger
+from .ledger import Holder
+from .wrapper import is_open
 
 #: What went wrong at the ends of threads, for a living one to log: (alias, thread name, error).
 failures: deque[tuple[str, str, BaseException]] = deque(maxlen=100)
-
-os.register_at_fork(after_in_child=failures.clear)
 
 _local = threading.local()
 
@@ -44,8 +42,8 @@ class _ThreadEnd:
                 or holder.thread_ident != threading.get_ident()
             ):
                 return
-            for alias, why in caching.let_go(holder):
-                failures.append((f"{alias} (a cache)", holder.thread_name, why))
+            for alias, why in caches.let_go(holder):
+                failures.append((alias, holder.thread_name, why))
             for entry in holder.copied():
                 wrapper = entry.wrapper()
                 # A wrapper lent to other threads is their lender's to close.
@@ -68,3 +66,6 @@ def arm(holder: Holder) -> None:
 def watch_every_thread() -> None:
     """Arm every thread of this process that opens a connection from now on."""
     ledger.on_open = arm
+
+
+os.register_at_fork(after_in_child=failures.clear)

@@ -12,9 +12,9 @@ from django.utils.asyncio import async_unsafe
 
 from django_executors.arguments import check_decorated
 
-from .holder import current_holder, next_serial
-from .inspection import uncommitted
+from .ledger import current_holder, next_serial
 from .release import release_since
+from .wrapper import uncommitted
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import linecache
-import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+from django_executors.clock import Clock
+
 from . import ledger
-from .holder import next_serial
-from .ledger import Entry
-from .listing import info
+from .ledger import Entry, info, next_serial
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -34,7 +33,7 @@ class Watch:
 
     def leaks(self) -> list[str]:
         """Describe each connection that has been opened since and is open, or was never closed."""
-        now = time.monotonic()
+        now = Clock.monotonic()
         return [_describe(entry, now) for entry in self._left_open()]
 
     def _left_open(self) -> Iterator[Entry]:

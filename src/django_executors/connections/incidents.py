@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 
-from .listing import all_connections
+from django_executors.clock import Clock
+
+from .ledger import all_connections
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,12 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
     """Log who holds what, if connecting failed because the server has no connection left.
 
     Args:
-        now: by `time.monotonic()`; default: this moment.
+        now: default: this moment.
     """
     if not _says_full(error) or not _turn.acquire(blocking=False):
         return
     global _next
-    now = time.monotonic() if now is None else now
+    now = Clock.monotonic() if now is None else now
     try:
         if now < _next:
             return

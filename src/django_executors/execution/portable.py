@@ -9,33 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import decimal
 import importlib
 import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
 
-from . import context, variables
-from .holder import Holder, in_task_of
+from django_executors import context
 
 #: Pickled one by one: what is to be called in the other process.
 Carried = tuple[bytes, ...]
 
 #: A variable's module and its name there; None: it has none.
-_places: dict[contextvars.ContextVar[object], tuple[str, str] | None] = {
-    in_task_of: None,  # type: ignore[dict-item]
-    context.changes_to_come: None,  # type: ignore[dict-item]
-    variables.precision: None,  # type: ignore[dict-item]
-}
+_places: dict[contextvars.ContextVar[object], tuple[str, str] | None] = {}
 
 
 def pack() -> Carried:
     """Return what of the calling thread's context can be pickled."""
-    found: list[Callable[[], object]] = context.activated()
-    precision = variables.precision.get(None)
-    if precision is not None and not _is_as_made(precision):
-        found.append(partial(decimal.setcontext, precision))
+    found: list[Callable[[], object]] = [*context.inherited()]
     for variable, value in contextvars.copy_context().items():
         if variable not in _places:
             _places[variable] = _find(variable)
@@ -48,34 +39,17 @@ def pack() -> Carried:
     return tuple(carried)
 
 
-def unpack(holder: Holder, carried: Carried) -> contextvars.Context:
-    """Return a context for one task of the calling worker: what its initializer left, and these."""
-    changes: list[Callable[[], object]] = []
+def unpack(base: contextvars.Context, carried: Carried) -> contextvars.Context:
+    """Return a context for one task: a copy of this one, and what is carried."""
+    inherited = base.copy()
     for each in carried:
         with contextlib.suppress(Exception):
-            changes.append(pickle.loads(each))
-    inherited = holder.context.copy()
-    inherited.run(context.changes_to_come.set, changes)
+            inherited.run(pickle.loads(each))
     return inherited
-
-
-def _is_as_made(precision: decimal.Context) -> bool:
-    made = decimal.DefaultContext
-    return (
-        precision.prec == made.prec
-        and precision.rounding == made.rounding
-        and precision.traps == made.traps
-        and precision.Emax == made.Emax
-        and precision.Emin == made.Emin
-        and precision.capitals == made.capitals
-        and precision.clamp == made.clamp
-    )
 
 
 def _find(variable: contextvars.ContextVar[object]) -> tuple[str, str] | None:
     for module_name, module in list(sys.modules.items()):
-        if module is variables:  # they are in `context.activated`, or are no other process's
-            continue
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is variable:
                 return module_name, name

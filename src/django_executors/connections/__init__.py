@@ -3,6 +3,6 @@
 Importing it puts the hooks in place.
 """
 
-from . import caching as caching
-from . import forking as forking
+from . import caches as caches
+from . import fork as fork
 from . import hook as hook

@@ -1,0 +1,133 @@
+"""The one hook: it sees each connection of this process open and close.
+
+Django's handler makes each wrapper by `connections.create_connection`. That attribute of the handler,
+replaced here, gives the new wrapper instance its own `connect`, `close` and `chunked_cursor`; its class
+stays Django's. The signal `connection_created` alone would be blind: where connecting fails after the
+socket opened, it is never sent. It finds what did not come from the handler, and what has lost the hook,
+as by the end of a `mock.patch` of one of the three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from . import ceiling, incidents, ledger, sessions, thread_end
+from .ledger import CLOSED, PARKED, Entry, Holder, current_holder
+from .wrapper import has_ended, is_djangos, is_open
+
+_HOOKED = ("connect", "close", "chunked_cursor")
+
+
+def _watch(wrapper: BaseDatabaseWrapper, entry: Entry) -> None:
+    """Have this entry follow this wrapper, for as long as it lives."""
+    django_class = type(wrapper)
+    # The functions live in the wrapper's own __dict__, and must not keep it alive.
+    reference = weakref.ref(wrapper)
+
+    def connect() -> None:
+        wrapper = reference()
+        assert wrapper is not None
+        before = wrapper.connection
+        if before is not None and entry.is_shielded():
+            return
+        try:
+            if entry.state is PARKED and (
+                sessions.resume(entry, wrapper) or wrapper.connection is not None
+            ):
+                return  # the second is SQLite in memory, which close() leaves open
+            ceiling.wait_for_turn(entry, wrapper)
+            was = vars(wrapper).copy() if entry.made is not None else None
+            django_class.connect(wrapper)
+            entry.opened(wrapper)
+            if was is not None:
+                entry.session = sessions.prepare(wrapper, was)
+        except BaseException as error:
+            # The socket may be open while its role, time zone or search path is not yet set. Left
+            # so, the next query would run on it as whoever logged in.
+            if wrapper.connection is not None and wrapper.connection is not before:
+                entry.close(wrapper, dirty=True)
+            if not is_open(wrapper):
+                entry.closed()
+            with contextlib.suppress(Exception):  # a log handler's own
+                incidents.note(entry.alias, error)
+            raise
+
+    def close() -> None:
+        wrapper = reference()
+        assert wrapper is not None
+        if entry.is_shielded() and not has_ended(wrapper):
+            return
+        if (driver := entry.take()) is not None:
+            wrapper.connection = driver
+        try:
+            django_class.close(wrapper)
+            entry.close_was_refused = is_open(wrapper)
+        finally:
+            if not is_open(wrapper):
+                entry.closed()
+
+    def chunked_cursor() -> Any:
+        wrapper = reference()
+        assert wrapper is not None
+        cursor = django_class.chunked_cursor(wrapper)
+        entry.note_cursor(cursor)
+        return cursor
+
+    vars(wrapper).update(zip(_HOOKED, (connect, close, chunked_cursor), strict=True))
+
+
+def ensure_watched(wrapper: BaseDatabaseWrapper, *, has_connected: bool = False) -> None:
+    """Watch an open wrapper that did not come from the handler, or that has lost the hook.
+
+    Args:
+        has_connected: just now.
+    """
+    found = vars(wrapper)
+    if found.keys() >= {*_HOOKED}:
+        return
+    entry = ledger.entry_of(wrapper)
+    if entry is None:
+        # A private name of Django's: it may have been made by another thread, and lent to this one.
+        made_by: int = found["_thread_ident"]
+        holder = current_holder()
+        if made_by != holder.thread_ident:
+            holder = Holder(made_by)
+        entry = holder.entries.get(id(wrapper)) or Entry(wrapper, holder)
+    if entry.state is CLOSED or (has_connected and "connect" not in found):
+        entry.opened(wrapper)
+    _watch(wrapper, entry)
+
+
+def _adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    ensure_watched(connection, has_connected=True)
+
+
+def _install() -> None:
+    django_create = connections.create_connection
+
+    def create_connection(alias: str) -> BaseDatabaseWrapper:
+        wrapper = django_create(alias)
+        holder = current_holder()
+        entry = Entry(wrapper, holder)
+        _watch(wrapper, entry)
+        holder.touch()
+        if ledger.on_open is not None:
+            ledger.on_open(holder)  # another thread, to which it is lent, may be the one that connects
+        elif holder.works_for is not None:
+            thread_end.arm(holder)
+        if holder.executor is not None and is_djangos(wrapper):
+            entry.made = sessions.as_made(wrapper)
+        return wrapper
+
+    # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.
+    vars(connections)["create_connection"] = create_connection
+    connection_created.connect(_adopt, dispatch_uid="django_executors.hook")
+
+
+_install()

@@ -1,0 +1,191 @@
+"""Let go of what the calling thread holds: close, keep or reset. Errors are logged, never raised."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_executors.naming import task_name
+
+from . import caches, sessions, thread_end
+from .ledger import CLOSED, PARKED, Entry, Holder
+from .wrapper import is_open, never_closes
+
+logger = logging.getLogger(__name__)
+
+#: alias, what was found, and the error if closing failed.
+_Amiss = tuple[str, str, BaseException | None]
+
+
+def settle(holder: Holder, *, keep: bool = False, interrupted: bool = False) -> None:
+    """Between two tasks of the calling worker: close all that it opened, or keep it.
+
+    Whatever comes next meets wrappers as they were made: hooks, tenants and flags do not come back.
+
+    Args:
+        keep: there is more to do for this worker: what may be kept for it is kept.
+        interrupted: the task ended by an exception that is no `Exception`, so that a query of which
+            Django knows nothing may be under way.
+    """
+    keep = keep and not interrupted
+    amiss: list[_Amiss] = []
+    if holder.caches:
+        if keep:
+            caches.keep(holder)
+        else:  # an interrupted client may have an answer under way, which the next task would get
+            amiss = _let_go_of_caches(holder, 0, forget=True)
+    _release(holder, holder.copied(), amiss, keep=keep, interrupted=interrupted)
+    if amiss or thread_end.failures:
+        _log(holder, amiss)
+        # A log handler of the project's may have used the ORM meanwhile.
+        _release(holder, holder.copied(), [], keep=keep)
+    holder.settled()
+
+
+def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
+    """Return until when the calling worker may keep what it holds without work; None: not at all."""
+    if conn_max_idle <= 0 or is_limited(holder):
+        return None
+    until = [
+        min(entry.kept_since + conn_max_idle, entry.expires_at)
+        for entry in holder.copied()
+        if entry.state is PARKED
+    ]
+    until += [
+        client.kept_since + conn_max_idle for client in holder.caches if client.kept_since is not None
+    ]
+    return min(until, default=None)
+
+
+def is_limited(holder: Holder) -> bool:
+    """Tell whether this thread holds one of the connections that a ceiling allows."""
+    return any(entry.permit is not None for entry in holder.copied())
+
+
+def has_to_let_go(holder: Holder) -> bool:
+    """Tell whether this holder, whose thread has nothing to do, still has something to close.
+
+    Any thread may ask.
+    """
+    if holder.caches:
+        return True
+    for entry in holder.copied():
+        wrapper = entry.wrapper()
+        if wrapper is not None and entry.holds(wrapper) and not never_closes(wrapper):
+            return True
+    return False
+
+
+def release_since(
+    holder: Holder, serial: int, *, interrupted: bool = False, keep_wrappers: bool = False
+) -> None:
+    """Close what the calling thread opened since this serial number was drawn.
+
+    Wrappers that are older stay, with the hooks and the tenant that they have.
+
+    Args:
+        keep_wrappers: the younger ones stay too.
+    """
+    born = None if keep_wrappers else serial
+    # A worker's clients are its own until its task has ended: whoever holds one may go on using it.
+    amiss = _let_go_of_caches(holder, serial, forget=holder.executor is None and not keep_wrappers)
+    _release(holder, holder.opened_since(serial), amiss, born=born, interrupted=interrupted)
+    if amiss or thread_end.failures:
+        _log(holder, amiss)
+        _release(holder, holder.opened_since(serial), [], born=born)
+
+
+def _let_go_of_caches(holder: Holder, serial: int, *, forget: bool) -> list[_Amiss]:
+    errors = caches.let_go(holder, since=serial, forget=forget)
+    return [(alias, "an error on closing", error) for alias, error in errors]
+
+
+def _release(
+    holder: Holder,
+    entries: Iterable[Entry],
+    amiss: list[_Amiss],
+    *,
+    keep: bool = False,
+    born: int | None = 0,
+    interrupted: bool = False,
+) -> None:
+    """Do it, and add what went wrong.
+
+    Args:
+        born: wrappers that are younger are made anew, or put back; None: none is.
+    """
+    for entry in entries:
+        wrapper = entry.wrapper()
+        if wrapper is None or entry.is_shielded():
+            continue
+        reason = None
+        if entry.state is PARKED:
+            if keep and not _is_wanted(entry):
+                if entry.session is not None:
+                    entry.made.put_back(wrapper)
+                continue
+        else:
+            reason = entry.why_dirty(wrapper)
+            if interrupted and reason is None and is_open(wrapper):
+                reason = "an interruption"
+            if keep and reason is None and not _is_wanted(entry) and sessions.park(entry, wrapper):
+                if _is_wanted(entry):  # since a moment ago
+                    entry.close_parked()
+                continue
+        error = None
+        if reason is not None or entry.holds(wrapper):
+            error = entry.close(wrapper, dirty=reason is not None)
+        elif entry.state is not CLOSED:  # closed behind Django's back
+            entry.closed()
+        if is_open(wrapper):  # SQLite in memory
+            pass
+        elif reason is not None or error is not None:
+            _drop(entry, wrapper)
+        elif born is not None and entry.born > born:
+            if keep and entry.made is not None:  # a new one takes time
+                entry.made.put_back(wrapper)
+            else:
+                _drop(entry, wrapper)
+        if error is not None:
+            amiss.append((entry.alias, "an error on closing", error))
+        elif reason is not None:
+            amiss.append((entry.alias, reason, None))
+
+
+def _is_wanted(entry: Entry) -> bool:
+    """Tell whether somebody waits for this connection's permit."""
+    return entry.permit is not None and entry.permit.is_wanted()
+
+
+def _drop(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
+    entry.forget()
+    # The alias may have left the settings: then it fails, and there is nothing to drop.
+    with contextlib.suppress(Exception):
+        if connections[wrapper.alias] is wrapper:
+            del connections[wrapper.alias]
+
+
+def _log(holder: Holder, amiss: list[_Amiss]) -> None:
+    task = None if holder.task is None else task_name(holder.task)
+    with contextlib.suppress(BaseException):  # a log handler of the project's, at the end of a task
+        for alias, what, error in amiss:
+            logger.warning(
+                "task=%s thread=%s alias=%s ended with %s: its connection is closed and not used again",
+                task,
+                holder.thread_name,
+                alias,
+                what,
+                exc_info=error,
+            )
+        while thread_end.failures:
+            alias, thread_name, error = thread_end.failures.popleft()
+            logger.warning(
+                "thread=%s alias=%s closing failed when the thread ended",
+                thread_name,
+                alias,
+                exc_info=error,
+            )

@@ -1,0 +1,210 @@
+"""What a task inherits from the code that submitted it, and what it does not.
+
+It runs in a copy of the submitter's contextvars: tracing, logging and error reporting see the request
+that it belongs to. Language, time zone, URLconf and script prefix Django keeps in asgiref's `Local`,
+which some versions of asgiref carry in a context and some do not; they are read and set by Django's
+own functions. Two things in a context are not a task's to have: the submitter's cache clients, and
+asgiref's routes, by which async code in the task would wait for the request's own thread for ever.
+
+Where an event loop runs in the task's own thread, as by `asyncio.run`, its ORM calls run in a thread of
+the worker's, not in the one that asgiref has for the whole process, which never ends and keeps its
+connections. That holds for no other loop: what a task gives to the server's runs as without a pool.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import settings
+from django.core.cache import caches as django_caches
+from django.core.signals import setting_changed
+from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
+from django.utils import timezone, translation
+
+from .connections import caches
+from .connections.ledger import Holder, current_holder, next_serial
+from .connections.release import settle
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: To be called in a task's context, before the task.
+Changes = tuple[Callable[[], object], ...]
+
+#: By which asgiref sends the synchronous code of coroutines to a thread of their request's.
+_ROUTES: tuple[contextvars.ContextVar[Any], ...] = (
+    SyncToAsync.thread_sensitive_context,
+    SyncToAsync.deadlock_context,
+    AsyncToSync.async_single_thread_context,
+)
+
+
+def copy() -> contextvars.Context:
+    """Return a copy of the current context without asgiref's routes.
+
+    They must be absent, not None: asgiref takes None for a chosen route.
+    """
+    copied = contextvars.copy_context()
+    for route in _ROUTES:
+        if route in copied:
+            break
+    else:
+        return copied
+    context = contextvars.Context()
+    for variable, value in copied.items():
+        if variable not in _ROUTES:
+            context.run(variable.set, value)
+    return context
+
+
+class _Variables:
+    """The variables in which Django and asgiref keep what is activated.
+
+    To look into a variable costs next to nothing; to ask Django costs more than all else between two
+    tasks. Where these `Local`s keep it is private, so it is found out: something is set in an empty
+    context. They are others after `override_settings`.
+    """
+
+    def __init__(self) -> None:
+        self.activated = (
+            _variable_set_by(translation.deactivate_all),
+            _variable_set_by(timezone.activate, "UTC"),
+            _variable_set_by(set_urlconf, "urls"),
+            _variable_set_by(set_script_prefix, "/"),
+        )
+        self.async_executor = _variable_set_by(setattr, AsyncToSync.executors, "current", None)
+        self.caches = _variable_set_by(django_caches.__setitem__, "default", None)
+
+
+def _variable_set_by(fn: Callable[..., object], *args: Any) -> contextvars.ContextVar[object]:
+    context = contextvars.Context()
+    context.run(fn, *args)
+    return next(iter(context), _UNUSED)
+
+
+_UNUSED: contextvars.ContextVar[object] = contextvars.ContextVar("unused")
+_NOTHING = (None, None, None, None)
+_variables: _Variables | None = None
+
+#: For each thread: what the variables held when Django was last asked, and what there was to change.
+_local = threading.local()
+
+
+def inherited() -> Changes:
+    """Return what is to be called in another thread to have there what is activated here."""
+    global _variables
+    variables = _variables
+    if variables is None:
+        if not settings.configured:
+            return _find_changes()
+        variables = _variables = _Variables()
+    a, b, c, d = variables.activated
+    held = (a.get(None), b.get(None), c.get(None), d.get(None))
+    changes: Changes = ()
+    if held != _NOTHING:
+        seen, changes = getattr(_local, "seen", (_NOTHING, ()))
+        if held != seen:
+            changes = _find_changes()
+            _local.seen = held, changes
+    if variables.caches.get(None) is not None:
+        changes = (caches.forget_all, *changes)
+    if variables.async_executor.get(None) is not None:
+        changes = (_forget_executor, *changes)
+    return changes
+
+
+def _find_changes() -> Changes:
+    changes: list[Callable[[], object]] = []
+    if settings.configured:
+        language = translation.get_language()
+        if language is None:
+            changes.append(translation.deactivate_all)
+        elif language != settings.LANGUAGE_CODE:
+            changes.append(partial(translation.activate, language))
+        if (zone := timezone.get_current_timezone()) is not timezone.get_default_timezone():
+            changes.append(partial(timezone.activate, zone))
+    if (urlconf := get_urlconf()) is not None:
+        changes.append(partial(set_urlconf, urlconf))
+    if (prefix := get_script_prefix()) != "/":
+        changes.append(partial(set_script_prefix, prefix))
+    return tuple(changes)
+
+
+def _forget(**kwargs: Any) -> None:
+    global _variables, _local
+    _variables, _local = None, threading.local()
+
+
+setting_changed.connect(_forget, dispatch_uid="django_executors.context")
+
+
+def _forget_executor() -> None:
+    AsyncToSync.executors.current = None
+
+
+def end(holder: Holder) -> None:
+    """A task of the calling worker's has ended: so do the async code's thread, and its loops."""
+    # Of `sync_to_async` in this worker: a later task's `async_to_sync` would go to that loop.
+    if loops := vars(SyncToAsync.threadlocal):
+        loops.clear()
+    if (thread := holder.async_thread) is not None:
+        holder.async_thread = None
+        with contextlib.suppress(RuntimeError):  # the interpreter exits: it has ended that thread
+            thread.submit(_settle).result()
+        thread.shutdown()
+
+
+def _settle() -> None:
+    settle(current_holder())
+
+
+def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a task's function in the thread that submits it, in a copy of its context."""
+    holder = current_holder()
+    start = next_serial()
+    holder.inline_tasks += 1
+    try:
+        return contextvars.copy_context().run(fn, *args, **kwargs)
+    finally:
+        holder.inline_tasks -= 1
+        # They are known in the copy only, and some are closed by nobody but the garbage collector.
+        caches.let_go(holder, since=start, forget=holder.executor is None)
+
+
+class _ProcessWideThread(concurrent.futures.Executor):
+    """Where asgiref runs the ORM of event loops that have no route: in its one thread, or a worker's."""
+
+    def __init__(self, asgirefs: concurrent.futures.Executor) -> None:
+        self._asgirefs = asgirefs
+
+    def submit(
+        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[R]:
+        """Called by the event loop's thread."""
+        worker = current_holder()
+        if worker.executor is None or worker.task is None:
+            return self._asgirefs.submit(fn, *args, **kwargs)
+        if worker.async_thread is None:
+            worker.async_thread = concurrent.futures.ThreadPoolExecutor(
+                1, initializer=_work_for, initargs=(worker,)
+            )
+        return worker.async_thread.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._asgirefs.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _work_for(worker: Holder) -> None:
+    holder = current_holder()
+    holder.works_for = worker
+    holder.counts = worker.counts
+
+
+SyncToAsync.single_thread_executor = _ProcessWideThread(SyncToAsync.single_thread_executor)  # type: ignore[assignment]
