@@ -16,10 +16,11 @@ from .workloads import Workload
 
 PATIENCE = 120.0  # seconds, for anything that could hang
 HEAD_START = 64  # tasks that are queued before a worker starts
+NEW_POOL, JOBS = 20, 3  # the workers that a new pool may have, and the tasks that it gets
 
 
 def measure(contestant: Contestant, workload: Workload, server: Server, tasks: int) -> float:
-    """Return the seconds that one task took.
+    """Return the seconds that one task took, or, in the part "cpu", the seconds of processor time.
 
     Steady state: the clock starts when each worker has run one task of this kind, and so has
     connected, and is about to end it. What is connected anew after that counts.
@@ -32,12 +33,18 @@ def measure(contestant: Contestant, workload: Workload, server: Server, tasks: i
         if workload.writes:
             empty_notes()
             use(server.database, conn_max_age=contestant.conn_max_age)
-        workers = WORKERS if contestant.place == "threads" else PROCESSES
         task = processes.query_and_close if contestant.closes else workload.task
-        warm_up = WARM_UPS[contestant.place](task, workers)
-        with warm_up.make(contestant) as pool:
-            time_them = in_turn if workload.one_at_a_time else at_once
-            seconds, results = time_them(pool, warm_up, task, tasks)
+        workers = WORKERS_OF[workload.part]
+        if workload.part == "pools":
+            seconds, results = in_new_pools(contestant, task, tasks)
+        else:
+            warm_up = WARM_UPS[contestant.place](task, workers)
+            with warm_up.make(contestant) as pool:
+                if workload.one_at_a_time:
+                    seconds, results = in_turn(pool, warm_up, task, tasks)
+                else:
+                    clock = time.process_time if workload.part == "cpu" else time.perf_counter
+                    seconds, results = at_once(pool, warm_up, task, tasks, clock)
         let_go()  # before the check, which may need a connection of a pool that is used up
         workload.check(results, extra=workers)
     finally:
@@ -46,17 +53,21 @@ def measure(contestant: Contestant, workload: Workload, server: Server, tasks: i
 
 
 def at_once(
-    pool: Executor, warm_up: "WarmUp", task: Callable[[int], object], tasks: int
+    pool: Executor,
+    warm_up: "WarmUp",
+    task: Callable[[int], object],
+    tasks: int,
+    clock: Callable[[], float],
 ) -> tuple[float, list[object]]:
     """Queue all tasks, then wait for all results."""
     with warm_up.of(pool):
         head = min(tasks, HEAD_START)
-        begun = time.perf_counter()
+        begun = clock()
         futures = [pool.submit(task, number) for number in range(head)]
         warm_up.end()
         futures += [pool.submit(task, number) for number in range(head, tasks)]
         results = warm_up.results(pool, futures)
-        seconds = time.perf_counter() - begun
+        seconds = clock() - begun
         warm_up.check()
     return seconds, results
 
@@ -70,6 +81,19 @@ def in_turn(
         warm_up.check()
     begun = time.perf_counter()
     results = [pool.submit(task, number).result(PATIENCE) for number in range(tasks)]
+    return time.perf_counter() - begun, results
+
+
+def in_new_pools(
+    contestant: Contestant, task: Callable[[int], object], tasks: int
+) -> tuple[float, list[object]]:
+    """Make a pool for a few tasks, wait for their results and for its end; make the next."""
+    results: list[object] = []
+    begun = time.perf_counter()
+    for first in range(0, tasks, JOBS):
+        with contestant.make(max_workers=NEW_POOL) as pool:
+            futures = [pool.submit(task, number) for number in range(first, min(first + JOBS, tasks))]
+            results += [future.result(PATIENCE) for future in futures]
     return time.perf_counter() - begun, results
 
 
@@ -176,6 +200,13 @@ class OnCluster(WarmUp):
         return None
 
 
+WORKERS_OF = {
+    "threads": WORKERS,
+    "cpu": 1,
+    "pools": NEW_POOL,
+    "processes": PROCESSES,
+    "cluster": PROCESSES,
+}
 WARM_UPS: dict[str, type[WarmUp]] = {
     "threads": InThreads,
     "processes": InProcesses,

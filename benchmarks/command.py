@@ -11,30 +11,34 @@ from pathlib import Path
 from private_servers import ServerFailed
 
 from .circumstances import Circumstances, machine, versions_of
-from .contestants import CONTESTANTS, LEAKING, OURS, Contestant, missing
+from .contestants import CONTESTANTS, LEAKING, OURS, missing
+from .flat import flat
 from .live import Live
 from .memory import bytes_each
 from .picture import picture
 from .profiler import profile
-from .ratios import Block
+from .ratios import Block, Measured
 from .report import report
 from .rounds import ONCE, Size, blocks
 from .servers import KEYS, running
 from .targets import outcomes
-from .workloads import ONE_QUERY, WORKLOADS, WrongResultError
+from .workloads import NOOP, ONE_QUERY, WORKLOADS, WrongResultError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PICTURE = ROOT / "docs" / "images" / "benchmark.svg"
 
 FULL = Size(rounds=9)
-QUICK = Size(rounds=2, tasks=16)
+QUICK = Size(rounds=1, tasks=16)
 QUICK_WORKLOADS = (
-    *("noop", "one", "insert", "one-by-one"),
+    *("noop", "one", "insert", "one-by-one", "cpu-noop", "cpu-one", "pools"),
     *("processes-noop", "processes-by-one", "cluster-noop", "cluster-by-one"),
 )
-PLACES = ("processes", "cluster")
+PARTS = ("cpu", "pools", "processes", "cluster")
 QUEUED, QUEUED_QUICK = 100_000, 5_000
+# How many tasks a pool runs, how many idle pools there are, how many batches are measured.
+FLAT = (1_000, 10_000, 100_000, 1_000_000), (1, 10, 100, 1_000), 100
+FLAT_QUICK = (1_000, 2_000), (1, 10), 2
 PROFILED = 2_000
 
 
@@ -61,10 +65,14 @@ def main(arguments: Sequence[str]) -> int:
             for name, why in circumstances.missing.items():
                 print(f"{name} does not run: {why}")
             live = Live(options.size)
-            measured: list[Block] = []
+            compared: list[Block] = []
             for block in blocks(servers, options.workload, options.size):
                 live.show(block)
-                measured.append(block)
+                compared.append(block)
+        measured = Measured(compared, {}, {})
+        if any(block.workload is NOOP for block in compared):
+            measured.memory.update((each, bytes_each(each, options.queued)) for each in (LEAKING, OURS))
+            measured.flat.update(flat(*options.flat))
     except WrongResultError as wrong:
         print(f"Wrong: {wrong}", file=sys.stderr)
         return 1
@@ -73,29 +81,23 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    memory = {each: bytes_each(each, options.queued) for each in (LEAKING, OURS)}
     if options.quick:
         print("\nEvery result was right. With so few tasks the figures say nothing.")
     else:
-        show_outcomes(measured, memory)
-    write(measured, memory, circumstances, options)
+        show_outcomes(measured)
+    write(measured, circumstances, options)
     return 0
 
 
-def show_outcomes(measured: Sequence[Block], memory: dict[Contestant, float]) -> None:
+def show_outcomes(measured: Measured) -> None:
     print("\nTargets")
-    for each in outcomes(measured, memory):
+    for each in outcomes(measured):
         verdict = "" if each.reached else "  missed"
         print(f"  {each.what}: {each.target}, measured {each.measured}{verdict}")
     print("\nEvery result was right.")
 
 
-def write(
-    measured: Sequence[Block],
-    memory: dict[Contestant, float],
-    circumstances: Circumstances,
-    options: argparse.Namespace,
-) -> None:
+def write(measured: Measured, circumstances: Circumstances, options: argparse.Namespace) -> None:
     """Write the page and the picture, where they are wanted."""
     versions = circumstances.versions
     small_print = (
@@ -103,12 +105,12 @@ def write(
         f"Python {versions['Python']}, Django {versions['Django']}. "
         "Versions, command and all figures: benchmarks/RESULTS.md."
     )
-    drawing = picture(measured, ONE_QUERY.key, small_print) if options.svg else ""
+    drawing = picture(measured.blocks, ONE_QUERY.key, small_print) if options.svg else ""
     if drawing:
         put(options.svg, drawing)
     if options.out:
         beside = os.path.relpath(options.svg, options.out.parent) if drawing else None
-        put(options.out, report(measured, memory, circumstances, beside))
+        put(options.out, report(measured, circumstances, beside))
 
 
 def put(path: Path, text: str) -> None:
@@ -140,9 +142,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="see that all results are right")
     parser.add_argument("--server", action="append", choices=KEYS, metavar="|".join(KEYS))
     parser.add_argument("--workload", action="append", choices=workloads, metavar="|".join(workloads))
-    for place in PLACES:
+    for part in PARTS:
         parser.add_argument(
-            f"--{place}", dest="place", action="store_const", const=place, help="its workloads alone"
+            f"--{part}", dest="part", action="store_const", const=part, help="its workloads alone"
         )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {FULL.rounds}")
     parser.add_argument("--out", type=Path, metavar="PATH", help="where to write the results")
@@ -151,9 +153,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--profile", nargs=2, metavar=("CONTESTANT", "WORKLOAD"), help=f"of {', '.join(contestants)}"
     )
     options = parser.parse_args(arguments)
-    if options.place:
+    if options.part:
         options.server = options.server or list(ONCE)
-        options.workload = [each.key for each in WORKLOADS if each.place == options.place]
+        options.workload = [each.key for each in WORKLOADS if each.part == options.part]
     if options.profile:
         contestant, workload = options.profile
         if contestant not in contestants or workload not in workloads:
@@ -169,4 +171,5 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     size = QUICK if options.quick else FULL
     options.size = Size(options.rounds or size.rounds, size.seconds, size.tasks)
     options.queued = QUEUED_QUICK if options.quick else QUEUED
+    options.flat = FLAT_QUICK if options.quick else FLAT
     return options

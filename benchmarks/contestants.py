@@ -1,9 +1,9 @@
-"""The ways to run tasks in threads that are compared."""
+"""The ways to run tasks that are compared."""
 
 import concurrent.futures
 import importlib.util
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,13 @@ def close_old(*arguments: Any, **options: Any) -> Pool:
     )
 
 
-def one_more_query(*arguments: Any, **options: Any) -> Pool:
-    return RecipeExecutor(*arguments, after=select_one, **options)
+def fresh_session(*arguments: Any, **options: Any) -> Pool:
+    return RecipeExecutor(*arguments, after=discard_all, **options)
 
 
-def select_one() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
+def discard_all() -> None:
+    # By libpq alone: neither psycopg nor Django adds to it.
+    connection.connection.pgconn.exec_(b"DISCARD ALL")
 
 
 def django_thread(*arguments: Any, **options: Any) -> Pool:
@@ -131,7 +131,7 @@ class Contestant:
         colour: the name of its colour in `drawing`.
         conn_max_age: the setting CONN_MAX_AGE that it runs with.
         one_at_a_time: makes no difference, and is left out, where tasks are always queued.
-        database: uses one itself, and is left out where there is none.
+        servers: the keys of those that it makes sense on; if empty, all.
         place: where its workers are: "threads", "processes" or "cluster".
         closes: each of its tasks ends with `connection.close()`.
     """
@@ -142,17 +142,30 @@ class Contestant:
     colour: str
     conn_max_age: int = 0
     one_at_a_time: bool = False
-    database: bool = False
+    servers: tuple[str, ...] = ()
     place: str = "threads"
     closes: bool = False
 
 
 LEAKING = Contestant("leaks", "standard pool, leaking", Pool, "standard")
+# What a fresh session costs at the least, since no server gives one without being asked. Not through a
+# pooler, where it would hit the sessions of other clients.
+FLOOR = Contestant(
+    "floor", "floor, leaking and DISCARD ALL", fresh_session, "standard", servers=("tcp", "socket")
+)
 CLOSING = Contestant("close", "connection.close() after", close_after, "recipe")
 OURS = Contestant("ours", "django-executors", django_executors.ThreadPoolExecutor, "ours")
-OURS_60 = Contestant("ours-60", "django-executors, 60", django_executors.ThreadPoolExecutor, "ours", 60)
+OURS_60 = Contestant(
+    "ours-60", "django-executors, CONN_MAX_AGE = 60", django_executors.ThreadPoolExecutor, "ours", 60
+)
+OURS_IDLE = Contestant("idle", "django-executors, conn_max_idle = 5", ours_idle, "ours")
 OURS_IDLE_60 = Contestant(
-    "idle-60", "django-executors, idle 5, 60", ours_idle, "ours", 60, one_at_a_time=True
+    "idle-60",
+    "django-executors, conn_max_idle = 5, CONN_MAX_AGE = 60",
+    ours_idle,
+    "ours",
+    60,
+    one_at_a_time=True,
 )
 
 PROCESSES_STANDARD = Contestant(
@@ -162,7 +175,12 @@ PROCESSES_OURS = Contestant(
     "processes-ours", "django-executors, processes", our_processes, "ours", place="processes"
 )
 PROCESSES_OURS_60 = Contestant(
-    "processes-ours-60", "django-executors, processes, 60", our_processes, "ours", 60, place="processes"
+    "processes-ours-60",
+    "django-executors, processes, CONN_MAX_AGE = 60",
+    our_processes,
+    "ours",
+    60,
+    place="processes",
 )
 
 CLUSTER_BARE = Contestant("cluster", "bare Dask client, leaking", BareDask, "standard", place="cluster")
@@ -170,16 +188,15 @@ CLUSTER_OURS = Contestant("cluster-ours", "django-executors, Dask", our_dask, "o
 
 CONTESTANTS = (
     LEAKING,
-    # What a fresh session costs at the least, since no server gives one without being asked.
-    Contestant("more", "leaking, one more query", one_more_query, "standard", database=True),
+    FLOOR,
     CLOSING,
     Contestant("old", "close_old_connections", close_old, "recipe"),
-    Contestant("old-60", "close_old_connections, 60", close_old, "recipe", 60),
+    Contestant("old-60", "close_old_connections, CONN_MAX_AGE = 60", close_old, "recipe", 60),
     Contestant("thread", "django-thread", django_thread, "recipe"),
-    Contestant("thread-60", "django-thread, 60", django_thread, "recipe", 60),
+    Contestant("thread-60", "django-thread, CONN_MAX_AGE = 60", django_thread, "recipe", 60),
     OURS,
     OURS_60,
-    Contestant("idle", "django-executors, idle 5", ours_idle, "ours"),
+    OURS_IDLE,
     OURS_IDLE_60,
     PROCESSES_STANDARD,
     Contestant(
@@ -187,7 +204,7 @@ CONTESTANTS = (
         "connection.close() after, processes",
         standard_processes,
         "recipe",
-        database=True,
+        servers=("tcp",),
         place="processes",
         closes=True,
     ),
@@ -199,13 +216,19 @@ CONTESTANTS = (
         "connection.close() after, Dask",
         BareDask,
         "recipe",
-        database=True,
+        servers=("tcp",),
         place="cluster",
         closes=True,
     ),
     CLUSTER_OURS,
 )
-KEY_TO_TITLES = "60: with CONN_MAX_AGE = 60 instead of 0. idle 5: with conn_max_idle=5."
+# Parts of the benchmark in which not all of a place are compared.
+CHOSEN = {"cpu": (LEAKING, FLOOR, OURS, OURS_60), "pools": (CLOSING, OURS)}
+
+
+def of_part(part: str) -> Sequence[Contestant]:
+    """Return those that are compared in this part of the benchmark."""
+    return CHOSEN.get(part) or [each for each in CONTESTANTS if each.place == part]
 
 
 def missing() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The table that grows in the terminal while the benchmark runs: medians of ratios."""
 
-from .contestants import CONTESTANTS, KEY_TO_TITLES, PROCESSES, Contestant
+from .contestants import CONTESTANTS, PROCESSES, Contestant, of_part
 from .ratios import Block
 from .rounds import SEED, Size
 from .servers import WORKERS
@@ -16,25 +16,26 @@ class Live:
         self._part = ("", "")
         print(
             f"{WORKERS} workers, {size.rounds} rounds, order shuffled with the seed {SEED}. Speed, the "
-            "leaking pool = 1.00, whose time for a task is shown; medians of ratios within rounds. "
-            f"{KEY_TO_TITLES}"
+            "leaking pool = 1.00, whose time for a task is shown; medians of ratios within rounds."
         )
-        print(f"Of processes, and on a cluster, {PROCESSES} workers.")
+        print(
+            f"Processes, cluster: {PROCESSES} workers. Pools: speed against connection.close(). CPU: "
+            "one worker, the least processor time of the rounds; lower is better."
+        )
         for each in CONTESTANTS:
             print(f"  {each.key:{LONG}} {each.title}")
 
     def show(self, block: Block) -> None:
-        place = block.workload.place
-        if (block.server.title, place) != self._part:
-            self._part = block.server.title, place
-            self._shown = [
-                each for each in CONTESTANTS if each.place == place and each is not block.base
-            ]
-            self._width = WIDTH if place == "threads" else LONG
+        part = block.workload.part
+        if (block.server.title, part) != self._part:
+            self._part = block.server.title, part
+            self._shown = [each for each in of_part(part) if each is not block.base]
+            self._width = WIDTH if part == "threads" else LONG
             heads = "".join(f"{each.key:>{self._width}}" for each in self._shown)
-            print(f"\n{block.server.title}\n{'':{FIRST}}{'µs/task':>{TASK}}{heads}")
-        line = f"{block.workload.title:{FIRST}}{block.microseconds().median:>{TASK}.0f}"
+            title = block.server.title + ("" if part == "threads" else f": {part}")
+            print(f"\n{title}\n{'':{FIRST}}{'µs/task':>{TASK}}{heads}")
+        line = f"{block.workload.title:{FIRST}}{block.microseconds():>{TASK}.0f}"
         for each in self._shown:
-            speed = block.speed(each)
-            line += f"{'' if speed is None else f'{speed.median:.2f}':>{self._width}}"
+            figure = block.compare(each)
+            line += f"{'' if figure is None else f'{figure.median:.2f}':>{self._width}}"
         print(line.rstrip(), flush=True)

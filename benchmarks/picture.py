@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 
 from drawing import head, text
 
-from .contestants import CONTESTANTS, KEY_TO_TITLES, LEAKING
+from .contestants import CONTESTANTS, LEAKING
 from .ratios import Block, Figure
 
 WIDTH = 960
-LEFT = 236  # the contestants' names
+LEFT = 216  # the contestants' names
 RIGHT = 20
 GAP = 16
 HEAD = 112
-ROW = 30
+ROW = 36
 HIGH = 12  # a bar
 FOOT = 52
 VALUE = 34  # the figure beside a bar
@@ -30,7 +30,7 @@ class _Picture:
         self.blocks = blocks
         self.rows = [each for each in CONTESTANTS if any(each in block.seconds for block in blocks)]
         self.wide = (WIDTH - LEFT - RIGHT + GAP) // len(blocks) - GAP
-        speeds = [block.speed(each) for block in blocks for each in self.rows]
+        speeds = [block.compare(each) for block in blocks for each in self.rows]
         self.top = min(HIGHEST, max(speed.high for speed in speeds if speed is not None))
         self.bottom = HEAD + ROW * len(self.rows)
 
@@ -39,17 +39,23 @@ class _Picture:
         height = self.bottom + FOOT
         yield from head(WIDTH, height, title=title, description=self._in_words())
         yield text(20, 34, title, "title")
-        yield text(20, 56, f"The standard pool, which leaks, is 1.00. {KEY_TO_TITLES}", "faint")
+        how = (
+            "Longer is faster. The standard pool, which leaks, is 1.00. CONN_MAX_AGE is 0 unless given."
+        )
+        yield text(20, 56, how, "faint")
         for column, block in enumerate(self.blocks):
             x = LEFT + column * (self.wide + GAP)
             yield from self._names(block, x)
             yield f'<path class="rule" d="M{x} {HEAD - 8}V{self.bottom - 8}"/>'
             yield f'<path class="limit" d="M{self._x(x, 1):g} {HEAD - 8}V{self.bottom - 8}"/>'
             for number, each in enumerate(self.rows):
-                if (speed := block.speed(each)) is not None:
+                if (speed := block.compare(each)) is not None:
                     yield from self._bar(each.colour, speed, x, HEAD + ROW * number)
         for number, each in enumerate(self.rows):
-            yield text(20, HEAD + ROW * number + HIGH, each.title, f"way {each.colour}")
+            way, _, how = each.title.partition(", ")
+            y = HEAD + ROW * number + HIGH - (4 if how else 0)
+            yield text(20, y, way, f"way {each.colour}")
+            yield text(20, y + 14, how, "faint")
         yield text(20, height - 20, small_print, "small")
         yield "</svg>"
 
@@ -77,7 +83,7 @@ class _Picture:
             + ", ".join(
                 f"{each.title} {speed.median:.2f}"
                 for each in self.rows
-                if each is not LEAKING and (speed := block.speed(each)) is not None
+                if each is not LEAKING and (speed := block.compare(each)) is not None
             )
             for block in self.blocks
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .cell import measure
-from .contestants import CONTESTANTS, LEAKING, Contestant, missing
+from .contestants import LEAKING, Contestant, missing, of_part
 from .models import make_tables
 from .project import let_go, use
 from .ratios import Block
@@ -42,8 +42,8 @@ def blocks(servers: Sequence[Server], workloads: Sequence[Workload], size: Size)
             make_tables()
             let_go()
         for workload in workloads:
-            # Processes on one server of a kind: over a socket they are the same.
-            if server.vendor in workload.vendors and (server.key in ONCE or workload.place == "threads"):
+            # The other parts on one server of a kind: over a socket they are the same.
+            if server.vendor in workload.vendors and (server.key in ONCE or workload.part == "threads"):
                 yield block(server, workload, size, shuffler)
 
 
@@ -64,12 +64,11 @@ def contestants(server: Server, workload: Workload) -> list[Contestant]:
     """Those to which this workload on this server makes a difference."""
     return [
         each
-        for each in CONTESTANTS
+        for each in of_part(workload.part)
         if each.title not in missing()
         and not (server.pooled and each.conn_max_age)
         and not (each.one_at_a_time and not workload.one_at_a_time)
-        and not (each.database and server.vendor == "none")
-        and each.place == workload.place
+        and (not each.servers or server.key in each.servers)
     ]
 
 

@@ -1,7 +1,7 @@
 """Compare the executors with the alternatives, and write down what came of it.
 
 python benchmarks/run.py [--quick] [--server NAME]... [--workload NAME]... [--rounds N]
-python benchmarks/run.py --processes | --cluster [--rounds N]
+python benchmarks/run.py --cpu | --pools | --processes | --cluster [--rounds N]
 python benchmarks/run.py --profile CONTESTANT WORKLOAD [--server NAME]
 """
 

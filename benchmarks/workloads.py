@@ -26,7 +26,8 @@ class Workload:
             queued at once.
         vendors: of the databases that it runs on.
         writes: it makes one Note with its number.
-        place: where its tasks run: "threads", "processes" or "cluster".
+        part: of the benchmark: "threads", "cpu" (the processor time of one), "pools" (a new one each
+            time), "processes" or "cluster".
         tasks: how many there are; if None, as many as take long enough.
     """
 
@@ -37,7 +38,7 @@ class Workload:
     one_at_a_time: bool = False
     vendors: tuple[str, ...] = ("postgresql", "mysql", "sqlite")
     writes: bool = False
-    place: str = "threads"
+    part: str = "threads"
     tasks: int | None = None
 
     def check(self, results: list[object], extra: int) -> None:
@@ -98,13 +99,20 @@ WORKLOADS = (
     Workload("slow", "10 ms query", slow_query, same, vendors=tuple(SLEEP)),
     Workload("insert", "insert", insert, same, writes=True),
     ONE_BY_ONE,
+    Workload("cpu-noop", "no-op", same, same, vendors=NO_DATABASE, part="cpu", tasks=20_000),
+    Workload(
+        "cpu-one", "1 query", queries(1), names(1), vendors=("postgresql",), part="cpu", tasks=1500
+    ),
+    Workload(
+        "pools", "100 new pools", queries(1), names(1), vendors=("postgresql",), part="pools", tasks=300
+    ),
     Workload(
         "processes-noop",
         "1000 no-ops",
         processes.same,
         same,
         vendors=NO_DATABASE,
-        place="processes",
+        part="processes",
         tasks=1000,
     ),
     Workload(
@@ -114,7 +122,7 @@ WORKLOADS = (
         same,
         one_at_a_time=True,
         vendors=NO_DATABASE,
-        place="processes",
+        part="processes",
         tasks=300,
     ),
     Workload(
@@ -123,7 +131,7 @@ WORKLOADS = (
         processes.query,
         names(1),
         vendors=("postgresql",),
-        place="processes",
+        part="processes",
         tasks=1000,
     ),
     Workload(
@@ -133,7 +141,7 @@ WORKLOADS = (
         names(1),
         one_at_a_time=True,
         vendors=("postgresql",),
-        place="processes",
+        part="processes",
         tasks=300,
     ),
     Workload(
@@ -142,7 +150,7 @@ WORKLOADS = (
         processes.same,
         same,
         vendors=NO_DATABASE,
-        place="cluster",
+        part="cluster",
         tasks=1000,
     ),
     Workload(
@@ -152,7 +160,7 @@ WORKLOADS = (
         same,
         one_at_a_time=True,
         vendors=NO_DATABASE,
-        place="cluster",
+        part="cluster",
         tasks=100,
     ),
     Workload(
@@ -161,7 +169,7 @@ WORKLOADS = (
         processes.query,
         names(1),
         vendors=("postgresql",),
-        place="cluster",
+        part="cluster",
         tasks=1000,
     ),
     Workload(
@@ -171,7 +179,7 @@ WORKLOADS = (
         names(1),
         one_at_a_time=True,
         vendors=("postgresql",),
-        place="cluster",
+        part="cluster",
         tasks=100,
     ),
 )

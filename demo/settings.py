@@ -43,5 +43,5 @@ if ceiling := os.environ.get("CEILING"):
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "loggers": {"django_executors.lifecycle.incidents": {"level": "CRITICAL"}},
+    "loggers": {"django_executors.connections.incidents": {"level": "CRITICAL"}},
 }

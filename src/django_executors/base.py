@@ -23,6 +23,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
@@ -121,9 +122,9 @@ class Books:
     def end_in_caller(self, began: float, *, failed: bool) -> None:
         with self.lock:
             self._callers -= 1
-            self.task_ended(Clock.monotonic() - began, failed=failed)
+            self.task_ended(Clock.monotonic() - began, failed)
 
-    def task_ended(self, seconds: float, *, failed: bool) -> None:
+    def task_ended(self, seconds: float, failed: bool) -> None:
         """A task has run for that long."""
         with self.lock:
             self.run_seconds += seconds
@@ -135,11 +136,11 @@ class Books:
     def stats(self) -> ExecutorStats:
         """Return all numbers as they are at one moment."""
         with self.lock:
-            busy = self.begun - self.completed - self.failed
+            busy = self.busy
             workers = max(busy, self._callers + self._workers_now())
             pending = self.pending
-            connections = self.connections.read()
-            return ExecutorStats(
+            found = partial(
+                ExecutorStats,
                 workers=workers,
                 busy=busy,
                 idle=workers - busy,
@@ -149,14 +150,24 @@ class Books:
                 failed=self.failed,
                 cancelled=self.cancelled,
                 rejected=self.rejected,
-                connections_opened=connections["opened"],
-                connections_reset=connections["reset"],
-                connections_reused=connections["reused"],
-                connections_closed=connections["closed"],
-                close_failures=connections["close_failures"],
                 queue_seconds=self.queue_seconds,
                 run_seconds=self.run_seconds,
             )
+        # After the tasks' own, since those that have ended have let go; and not under that lock: a
+        # collection under this one may want it.
+        connections = self.connections.read()
+        return found(
+            connections_opened=connections["opened"],
+            connections_reset=connections["reset"],
+            connections_reused=connections["reused"],
+            connections_closed=connections["closed"],
+            close_failures=connections["close_failures"],
+        )
+
+    @property
+    def busy(self) -> int:
+        """How many tasks have begun and not ended."""
+        return self.begun - self.completed - self.failed
 
     def _workers_now(self) -> int:
         return 0
@@ -391,9 +402,9 @@ def unfinished() -> list[str]:
     return [left for queue in _queues_now() if (left := queue.unfinished()) is not None]
 
 
-def notice_fork() -> None:
+def notice_fork(getpid: Callable[[], int] = os.getpid) -> None:
     """Begin anew if this process was forked in C, where no handler runs. Each `submit` calls this."""
-    if fork.is_forked():
+    if getpid() != fork.pid:
         fork.after_in_child()
         _after_fork_in_child()
 

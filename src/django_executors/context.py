@@ -52,10 +52,8 @@ def copy() -> contextvars.Context:
     They must be absent, not None: asgiref takes None for a chosen route.
     """
     copied = contextvars.copy_context()
-    for route in _ROUTES:
-        if route in copied:
-            break
-    else:
+    a, b, c = _ROUTES
+    if not (a in copied or b in copied or c in copied):
         return copied
     context = contextvars.Context()
     for variable, value in copied.items():
@@ -73,8 +71,9 @@ class _Variables:
     """
 
     def __init__(self) -> None:
+        self.with_settings = settings.configured
         self.activated = (
-            _variable_set_by(translation.deactivate_all),
+            _variable_set_by(translation.deactivate_all) if self.with_settings else _UNUSED,
             _variable_set_by(timezone.activate, "UTC"),
             _variable_set_by(set_urlconf, "urls"),
             _variable_set_by(set_script_prefix, "/"),
@@ -101,9 +100,7 @@ def inherited() -> Changes:
     """Return what is to be called in another thread to have there what is activated here."""
     global _variables
     variables = _variables
-    if variables is None:
-        if not settings.configured:
-            return _find_changes()
+    if variables is None or (not variables.with_settings and settings.configured):
         variables = _variables = _Variables()
     a, b, c, d = variables.activated
     held = (a.get(None), b.get(None), c.get(None), d.get(None))
@@ -149,10 +146,14 @@ def _forget_executor() -> None:
     AsyncToSync.executors.current = None
 
 
+#: What `sync_to_async` leaves in the thread that it has used.
+_loops = SyncToAsync.threadlocal
+
+
 def end(holder: Holder) -> None:
     """A task of the calling worker's has ended: so do the async code's thread, and its loops."""
     # Of `sync_to_async` in this worker: a later task's `async_to_sync` would go to that loop.
-    if loops := vars(SyncToAsync.threadlocal):
+    if loops := _loops.__dict__:
         loops.clear()
     if (thread := holder.async_thread) is not None:
         holder.async_thread = None

@@ -18,6 +18,10 @@ from .naming import task_name
 
 R = TypeVar("R")
 
+# Looked up once: a task that does nothing is to cost next to nothing.
+_future = concurrent.futures.Future.__init__
+_now = Clock.monotonic
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,7 +107,7 @@ class TaskFuture(concurrent.futures.Future[R]):
         self._unheard = unheard
         if self._was_asked:  # in this order: another thread may ask now
             unheard.hear()
-        self.set_exception(error)
+        concurrent.futures.Future.set_exception(self, error)
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's, and nobody is to wait for it here."""
@@ -158,6 +162,11 @@ class Queue(Protocol):
 class Task(TaskFuture[R]):
     """A call that a pool queues, and its future."""
 
+    #: Where it is queued or runs; None once it is done, or cancelled.
+    queue: Queue | None = None
+    #: What a replaced `submit` has made of it.
+    _standard: concurrent.futures.Future[R] | None = None
+
     def __init__(
         self,
         queue: Queue,
@@ -174,13 +183,14 @@ class Task(TaskFuture[R]):
             context: the context that it runs in; None: its worker's.
             changes: what is called in it before.
         """
-        super().__init__()
-        self.queue: Queue | None = queue
+        _future(self)
+        self.queue = queue
         self.named: Any = named
-        self.queued_at = Clock.monotonic()
-        self._call: Any = (*call, context, changes)
-        #: What a replaced `submit` has made of it.
-        self._standard: concurrent.futures.Future[R] | None = None
+        self._call: Any = call
+        self._context = context
+        self._changes = changes
+        self._unclaimed = True
+        self.queued_at = _now()
 
     def stand_for(self, standard: concurrent.futures.Future[R]) -> None:
         """Give this future, too, what this one gets."""
@@ -188,37 +198,56 @@ class Task(TaskFuture[R]):
 
     def run(self, of_worker: contextvars.Context | None) -> tuple[Any, BaseException | None]:
         """Call it and return its result or its error. Called once."""
-        fn, args, kwargs, context, changes = self._call
-        self._call = None
-        if context is None:
-            context = contextvars.Context() if of_worker is None else of_worker.copy()
+        (fn, args, kwargs), context = self._call, self._context
+        self._call = self._context = None
         try:
-            if changes:
-                context.run(_make, changes)
+            if context is None:
+                context = contextvars.Context() if of_worker is None else of_worker.copy()
+            if self._changes:
+                context.run(_make, self._changes)
             return context.run(fn, *args, **kwargs), None
         except BaseException as error:  # noqa: BLE001 - it is the future's
             return None, error
         finally:
             # The error's traceback has this frame, and whoever keeps it would keep the request.
-            del self, fn, args, kwargs, context, changes, of_worker
+            del self, fn, args, kwargs, context, of_worker
 
     def resolve(self, result: Any, error: BaseException | None) -> None:
         """Give it what `run` has returned. Its callbacks run here."""
         standard, named = self._standard, self.named
-        self.queue = self.named = self._standard = self._call = None
+        self.queue = self.named = None
         if error is None:
             self.set_result(result)
         else:
             self.fail(named, error)
         if standard is not None:
+            self._standard = None
             self.hand_over(standard)
 
-    def cancel(self) -> bool:
-        if not super().cancel():
+    def claim(self) -> bool:
+        """Take it, to run or to cancel it; False if another thread has. Takes no lock."""
+        try:
+            del self._unclaimed
+        except AttributeError:
             return False
-        self._call = None
-        queue = vars(self).pop("queue", None)
-        if queue is not None:  # whoever takes it out counts: two threads may cancel at once
+        return True
+
+    def drop_call(self) -> None:
+        """It will not be called."""
+        self._call = self._context = None
+
+    def cancel(self) -> bool:
+        return self.cancel_pending() or self.cancelled()
+
+    def cancel_pending(self) -> bool:
+        """Cancel it, and tell whether this call has."""
+        if not self.claim():
+            return False
+        queue, self.queue = self.queue, None
+        self.drop_call()
+        super().cancel()
+        self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+        if queue is not None:
             queue.task_cancelled()
         return True
 

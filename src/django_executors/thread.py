@@ -25,6 +25,7 @@ import contextlib
 import contextvars
 import enum
 import logging
+import os
 import threading
 import weakref
 from collections import Counter, deque
@@ -59,6 +60,8 @@ R = TypeVar("R")
 #: The standard library's, which logs so.
 logger = logging.getLogger("concurrent.futures")
 
+_now = Clock.monotonic  # looked up once
+
 _BROKEN = "A thread initializer failed, the thread pool is not usable anymore"
 
 
@@ -71,6 +74,9 @@ class Doing(enum.Enum):
     WAITING = "nothing"
 
 
+INITIALIZER, TASK, CALLBACKS, WAITING = Doing
+
+
 class Worker(task.Worker):
     """One thread of a pool."""
 
@@ -80,7 +86,7 @@ class Worker(task.Worker):
         self.queue = queue
         self.holder = current_holder()
         self.holder.become_worker(name, queue.connections)
-        self.doing = Doing.INITIALIZER
+        self.doing = INITIALIZER
         #: The task that it runs, and what it is called by.
         self.task: Task[Any] | None = None
         self.fn: Any = None
@@ -113,8 +119,13 @@ class Worker(task.Worker):
             self.queue.settle(self)
         return True
 
-    def note_waiting(self) -> None:
-        self.doing = Doing.WAITING
+    def begin(self, task: Task[Any]) -> None:
+        """It has taken this task. Under the queue's lock, so that it is never seen to do nothing."""
+        self.task, self.fn, self.doing = task, task.named, TASK
+
+    def wait(self) -> None:
+        """It waits from now on."""
+        self.doing = WAITING
 
     def retire(self) -> None:
         """In a forked child: it is the parent's."""
@@ -124,9 +135,9 @@ class Worker(task.Worker):
         """The loop."""
         queue, holder = self.queue, self.holder
         while (task := queue.take(self)) is not None:
-            began = Clock.monotonic()
-            self.task, self.fn, self.doing = task, task.named, Doing.TASK
-            holder.run(task.named)
+            began = _now()
+            holder.run(self.fn)
+            task.set_running_or_notify_cancel()
             result, error = task.run(self.context)
             if self.is_forked:
                 end_forked_process(error)
@@ -136,8 +147,8 @@ class Worker(task.Worker):
             holder.run(None)
             if holder.scopes:
                 holder.scopes.clear()
-            self.task, self.doing = None, Doing.CALLBACKS
-            queue.task_ended(Clock.monotonic() - began, failed=error is not None)
+            self.task, self.doing = None, CALLBACKS
+            queue.task_ended(_now() - began, error is not None)
             try:
                 task.resolve(result, error)
             except BaseException:  # SystemExit, of a callback: this thread is everybody's, and stays
@@ -198,22 +209,21 @@ class WorkQueue(Books):
             QueueFull, RuntimeError, BrokenThreadPool: as `submit`.
         """
         with self.lock:
-            self._check_open()
+            if self._is_closed or self._is_broken or _exit():
+                self._refuse()
             if self._max_pending is not None:
                 self._wait_for_room(self._max_pending)
             self._tasks.append(task)
             if self._idle:
                 self._has_task.notify()
-            if self.pending > self._idle and self._live < self._max_workers:
+            if self._live < self._max_workers and self.pending > self._idle:
                 self._start_worker(task)
 
-    def _check_open(self) -> None:
+    def _refuse(self) -> None:
         if self._is_broken:
             raise BrokenThreadPool(_BROKEN)
-        if self._is_closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if vars(standard)["_shutdown"]:
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        when = "shutdown" if self._is_closed else "interpreter shutdown"
+        raise RuntimeError(f"cannot schedule new futures after {when}")
 
     def _wait_for_room(self, most: int) -> None:
         while self.pending >= most:
@@ -226,13 +236,13 @@ class WorkQueue(Books):
                 why = "waiting would block the event loop that runs in this thread"
             if why is not None:
                 self.rejected += 1
-                stats = self.stats()
                 raise QueueFull(
-                    f"the queue is full, and {why}: workers={stats.workers} busy={stats.busy} "
-                    f"pending={stats.pending}"
+                    f"the queue is full, and {why}: workers={self._live} busy={self.busy} "
+                    f"pending={self.pending}"
                 )
             self._changed.wait()
-            self._check_open()
+            if self._is_closed or self._is_broken:
+                self._refuse()
 
     def _start_worker(self, task: Task[Any]) -> None:
         try:
@@ -254,8 +264,21 @@ class WorkQueue(Books):
         """Take no more tasks; workers end when there are none."""
         with self.lock:
             self._is_closed = True
-            self._has_task.notify_all()
-            self._changed.notify_all()
+            self._notify()
+
+    def forgotten(self) -> None:
+        """Nobody refers to the pool: close it, as the collector may, at any moment and without a wait.
+
+        If another thread has the lock, that one finds it closed, and tells those who wait.
+        """
+        self._is_closed = True
+        if self.lock.acquire(blocking=False):
+            self._notify()
+            self.lock.release()
+
+    def _notify(self) -> None:
+        self._has_task.notify_all()
+        self._changed.notify_all()
 
     def cancel_pending(self) -> Counter[str]:
         """Cancel each task that no worker has taken, and return their names.
@@ -270,9 +293,8 @@ class WorkQueue(Books):
                 task = self._tasks.popleft()
                 named = task.named
                 self._stale -= 1  # until it is cancelled
-            if not task.cancelled() and task.cancel():
+            if task.cancel_pending():
                 names[task_name(named)] += 1
-            task.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
 
     def task_cancelled(self) -> None:
         with self.lock:
@@ -292,11 +314,11 @@ class WorkQueue(Books):
             busy = [(worker.doing, worker.fn) for worker in self.workers]
         found: Counter[str] = Counter()
         for doing, fn in busy:
-            if doing is Doing.INITIALIZER:
+            if doing is INITIALIZER:
                 found["an initializer"] += 1
-            elif doing is Doing.TASK:
+            elif doing is TASK:
                 found[task_name(fn)] += 1
-            elif doing is Doing.CALLBACKS:
+            elif doing is CALLBACKS:
                 found[f"a callback of {task_name(fn)}"] += 1
         return found
 
@@ -307,14 +329,18 @@ class WorkQueue(Books):
         """
         with self.lock:
             pending = self.pending
-            busy = [worker for worker in self.workers if worker.doing is not Doing.WAITING]
+            busy = [worker for worker in self.workers if worker.doing is not WAITING]
             if not pending and not busy:
                 if not any(release.has_to_let_go(worker.holder) for worker in self.workers):
                     return None
                 self._let_go += 1
                 self._has_task.notify_all()
-                return f"executor={self.name} keeps connections"
-            running = [worker.fn for worker in busy if worker.doing is Doing.TASK]
+                busy = []
+            running = [worker.fn for worker in busy if worker.doing is TASK]
+        if self._is_closed:  # since a moment ago, by `forgotten`
+            self.close()
+        if not pending and not busy:
+            return f"executor={self.name} keeps connections"
         names = ", ".join(map(task_name, running))
         if not names and busy:
             names = "a callback or an initializer"
@@ -362,8 +388,18 @@ class WorkQueue(Books):
         let_go, has_let_go = self._let_go, False
         while True:
             with self.lock:
-                self._reserve(worker, keeps=False)
-                if (task := self._begin_next()) is not None:
+                if worker.keeps:
+                    self._reserve(worker, keeps=False)
+                while self._tasks:
+                    task = self._tasks.popleft()
+                    if not task.claim():  # it was cancelled
+                        self._stale -= 1
+                        continue
+                    self.begun += 1
+                    self.queue_seconds += _now() - task.queued_at
+                    if self._max_pending is not None:
+                        self._changed.notify_all()
+                    worker.begin(task)
                     return task
                 timeout = None
                 if holder.is_holding and not has_let_go:
@@ -372,27 +408,15 @@ class WorkQueue(Books):
                     timeout = until - Clock.monotonic() if until is not None and may_hold else 0.0
                 if timeout is None or timeout > 0:
                     if self._is_closed:
+                        self._notify()
                         return None
                     self._wait(worker, timeout)
                     continue
                 let_go, has_let_go = self._let_go, True
             release.settle(holder)
 
-    def _begin_next(self) -> Task[Any] | None:
-        """Take the next task that is not cancelled, which has begun then; None: there is none."""
-        while self._tasks:
-            task = self._tasks.popleft()
-            if task.set_running_or_notify_cancel():
-                self.begun += 1
-                self.queue_seconds += Clock.monotonic() - task.queued_at
-                if self._max_pending is not None:
-                    self._changed.notify_all()
-                return task
-            self._stale -= 1
-        return None
-
     def _wait(self, worker: Worker, timeout: float | None) -> None:
-        worker.note_waiting()
+        worker.wait()
         self._idle += 1
         try:
             self._has_task.wait(timeout and min(timeout, threading.TIMEOUT_MAX))
@@ -425,12 +449,14 @@ class WorkQueue(Books):
         with self.lock:
             self._is_broken = True
             tasks, self._tasks = self._tasks, deque()
-            begun = [each for each in tasks if each.set_running_or_notify_cancel()]
-            self._stale -= len(tasks) - len(begun)
-            self.begun += len(begun)
-            self.failed += len(begun)
-            self.close()
-        for each in begun:
+            claimed = [each for each in tasks if each.claim()]
+            self._stale -= len(tasks) - len(claimed)
+            self.begun += len(claimed)
+            self.failed += len(claimed)
+            self._notify()
+        for each in claimed:
+            each.drop_call()
+            each.set_running_or_notify_cancel()
             each.resolve(None, BrokenThreadPool(_BROKEN))
 
     @contextlib.contextmanager
@@ -446,7 +472,7 @@ class WorkQueue(Books):
             if (
                 len(self.workers) >= self._max_workers
                 and all(each in self._waits for each in self.workers)
-                and not any(each.done() for each in self._waits.values())
+                and all(each.queue is not None for each in self._waits.values())
             ):
                 why = self._why()
                 self._stop_waiting(worker, outer)
@@ -476,13 +502,18 @@ class WorkQueue(Books):
         return "\n".join([said, *waits, "Submit from outside of the pool's tasks, or to a second pool."])
 
 
+def _exit() -> bool:
+    """Tell whether the interpreter exits."""
+    return bool(standard._shutdown)
+
+
 def _runs_event_loop() -> bool:
-    """Tell whether an event loop runs in the calling thread."""
+    """Tell whether an event loop runs in the calling thread that is not to be blocked."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
-    return True
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
 
 
 # A standard `submit` that somebody has replaced on the class, as tracing and error reporting do: it gets
@@ -615,7 +646,7 @@ class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
             return thread
 
         queue.start_worker = start_worker
-        weakref.finalize(self, queue.close).atexit = False
+        weakref.finalize(self, queue.forgotten).atexit = False
         self._in_callers_threads = InCallersThreads(
             queue, initializer, initargs, inherit_context=self._inherit_context, broken=BrokenThreadPool
         )
@@ -636,10 +667,12 @@ class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
         notice_fork()
         if (holder := current_holder()).entries and not is_inline():
             warn_if_in_atomic(holder, fn)
+        future: concurrent.futures.Future[R]
         if not _is_original(submit := standard.ThreadPoolExecutor.submit):
-            return self._submit_by(submit, fn, args, kwargs)
+            future = self._submit_by(submit, fn, args, kwargs)
+            return future
         if is_inline():
-            return self._submit_inline(fn, (fn, args, kwargs))
+            return self._submit_inline(fn, (fn, args, kwargs))  # type: ignore[no-any-return]
         task: Task[R] = self._task(fn, (fn, args, kwargs))
         self._queue.add(task)
         return task

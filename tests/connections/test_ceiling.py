@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import OperationalError, connection, connections
@@ -269,6 +270,15 @@ def throws_the_wrapper_away() -> None:
     Entry.objects.count()
 
 
+def closes_after_a_patch() -> None:
+    """The end of the patch deletes our hooks, of which `close` gives the permit back."""
+    for _ in range(2):
+        Entry.objects.count()
+        with mock.patch("django.db.connection.close"), mock.patch("django.db.connection.connect"):
+            pass
+        connection.close()
+
+
 def leaves_the_wrapper_to_the_collector() -> None:
     closes_the_driver()
     wrapper: Any = connections["default"]
@@ -285,6 +295,7 @@ def leaves_the_wrapper_to_the_collector() -> None:
         (killed_and_connects_again, None),
         (closes_the_driver, None),
         (throws_the_wrapper_away, None),
+        (closes_after_a_patch, None),
         (leaves_the_wrapper_to_the_collector, None),
     ],
 )

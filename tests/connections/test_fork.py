@@ -24,7 +24,7 @@ from django_executors import (
 from django_executors.testing import drain, run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.cache_clients import CacheServer, connection_of, use
-from tests.support.forks import exit_code, fork, quiet_fork, server_pid, session
+from tests.support.forks import exit_code, fork, quiet_fork, server_pid
 from tests.support.gates import Gate
 from tests.support.kept import queued, results
 from tests.support.observers import PostgresObserver
@@ -351,32 +351,6 @@ def test_server_notices_that_the_parent_is_gone(postgres: PostgresObserver) -> N
         assert not postgres.left()
     finally:
         os.kill(int(finished.stdout), 9)
-
-
-def test_server_notices_that_a_client_is_closed(cache_server: CacheServer, gate: Gate) -> None:
-    """A client that a worker closes is closed, though a child was forked while it was open."""
-
-    def hold() -> None:
-        session(cache_server.alias)
-        gate()
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(hold)
-        gate.wait_for()
-        reading, writing = os.pipe()
-        pid = quiet_fork()
-        if pid == 0:
-            os.close(writing)
-            os.read(reading, 1)  # until the parent's side is closed
-            os._exit(0)
-        gate.open()
-        future.result(30)
-        try:
-            assert not cache_server.left()
-        finally:
-            os.close(reading)
-            os.close(writing)
-            assert exit_code(pid) == 0
 
 
 # What a task has open when it forks is its own; the child opens its own.

@@ -1,8 +1,9 @@
-"""A fork in a worker: the child's main thread is one that was a worker of the parent's."""
+"""A fork in a worker, beside other threads that hold locks, and where no handler runs."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +20,8 @@ from django_executors.testing import drain
 from tests.projects.testapp.models import Entry
 from tests.support.forks import exit_code, fork, quiet_fork
 from tests.support.gates import Gate
+from tests.support.observers import PostgresObserver
+from tests.support.subprocesses import run_python
 
 
 @pytest.fixture
@@ -164,6 +167,49 @@ def test_locks_that_another_thread_held(pool: ThreadPoolExecutor, gate: Gate) ->
     finally:
         elsewhere.open()
         holder.join(30)
+
+
+# A fork in C, as uWSGI does it: no handler of Python's runs, neither before nor in the child.
+
+
+FORKED_IN_C = """
+import ctypes, json, os, signal
+from django_executors import ThreadPoolExecutor, all_connections
+from tests.support.endings import backend_pid
+
+pool = ThreadPoolExecutor(2, conn_max_idle=60)
+of_parent = pool.submit(backend_pid).result(20)
+reading, writing = os.pipe()
+child = ctypes.PyDLL(None).fork()  # holding the interpreter's lock, as a server does
+if child == 0:
+    signal.alarm(30)
+    try:
+        said = [pool.submit(backend_pid).result(20) for _ in range(2)]
+        pool.shutdown()
+        said += [len(all_connections())]
+    except BaseException as error:
+        said = repr(error)
+    os.write(writing, json.dumps(said).encode())
+    os._exit(0)
+os.close(writing)
+with os.fdopen(reading) as words:
+    said = json.loads(words.read() or '"nothing"')
+os.waitpid(child, 0)
+goes_on = pool.submit(backend_pid).result(20) == of_parent
+pool.shutdown()
+print(json.dumps([said, of_parent, goes_on]))
+"""
+
+
+def test_fork_in_c(postgres: PostgresObserver) -> None:
+    """A pool that was used before works in the child, and the parent's connection goes on as it was."""
+    ended = run_python(FORKED_IN_C, settings="tests.settings")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said, of_parent, goes_on = json.loads(ended.stdout)
+    first, second, left = said
+    assert first == second != of_parent
+    assert (left, goes_on) == (0, True)
+    assert not postgres.left()
 
 
 # Processes of `multiprocessing` that are forked beside a pool's workers, or by one of them.

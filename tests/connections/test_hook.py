@@ -1,15 +1,18 @@
-"""A connect that fails half way: its socket is closed at once, and no query runs as the login role."""
+"""A connect that fails half way is closed at once; a hook that a patch has taken away is put back."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import DataError, connection, connections, transaction
 from django.db.backends.signals import connection_created
 
 from django_executors import ThreadPoolExecutor, all_connections
+from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.observers import PostgresObserver
 
@@ -164,3 +167,41 @@ def test_error_on_closing_replaces_nothing(
 
     monkeypatch.setattr(type(connections["default"]), "_close", _close)
     in_a_worker(lambda: fail(postgres, OfTheReceiver))
+
+
+# The end of a patch of `connection.close` deletes the hook, which stood where the patch did.
+
+
+@contextlib.contextmanager
+def patched(*names: str) -> Iterator[None]:
+    """As a project's test patches `django.db.connection`."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch(f"django.db.connection.{name}"))
+        yield
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("names", [["close"], ["connect"], ["close", "connect"]], ids=" and ".join)
+def test_a_patch_in_an_earlier_test(names: list[str], is_open: bool) -> None:
+    """A later task in its caller's thread cannot end the caller's transaction, as before the patch."""
+    if is_open:
+        connection.ensure_connection()
+    with patched(*names):
+        connection.close()
+
+    def close_and_connect() -> None:
+        connection.close()
+        connection.connect()
+        connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool, run_inline(), pytest.raises(LookupError):
+        with transaction.atomic():
+            Entry.objects.create(name="of the caller")
+            pool.submit(close_and_connect).result(0)
+            assert Entry.objects.count() == 1
+            raise LookupError
+    assert Entry.objects.count() == 0
+    assert [info.alias for info in all_connections()] == ["default"]
+    connection.close()
+    assert all_connections() == ()

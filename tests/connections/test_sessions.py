@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from django_executors import ThreadPoolExecutor, all_connections
 from django_executors.connections import sessions
 from private_servers import MissingServer, PgBouncer, start_pgbouncer, start_postgres
 from tests.projects.testapp.models import Entry
+from tests.support.endings import raw_begin
 from tests.support.kept import CountedResets, backend, counted_resets, held_up, queued, results
 from tests.support.observers import MariaDBObserver, PostgresObserver
 from tests.support.session_steps import (
@@ -193,6 +195,16 @@ def test_a_kept_connection_that_died(postgres: PostgresObserver) -> None:
 
 @two_ages
 @pytest.mark.usefixtures("conn_max_age")
+def test_idle_for_longer(postgres: PostgresObserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was kept for long has its server asked, though its socket has nothing to tell."""
+    monkeypatch.setattr(sessions, "BYPASS_WINDOW", 0.0)
+    monkeypatch.setattr(sessions, "is_silent", lambda driver: True)  # as behind a firewall
+    pid, _, next_pid = one_after_the_other(backend, postgres.kill, backend)
+    assert pid != next_pid
+
+
+@two_ages
+@pytest.mark.usefixtures("conn_max_age")
 def test_query_log() -> None:
     """With DEBUG, no task's queries are in the next one's log, on the same connection or not."""
 
@@ -221,6 +233,67 @@ def test_open_transaction_on_mariadb(mariadb: MariaDBObserver, monkeypatch: pyte
     first, second, third = one_after_the_other(begins, looks, looks)
     assert second == third == (first, 0)
     assert not mariadb.left()
+
+
+def test_open_transaction_under_another_vendor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where PostgreSQL's driver has another vendor's name, such a connection is closed as dirty too."""
+    monkeypatch.setitem(connections.settings["default"], "ENGINE", "tests.projects.cockroach_backend")
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 60)
+
+    def begins() -> object:
+        raw_begin()
+        return connection.connection
+
+    def looks() -> tuple[object, int]:
+        return Entry.objects.count(), connection.connection
+
+    first, second, third = one_after_the_other(begins, looks, looks)
+    assert second == third
+    assert second[0] == 0
+    assert second[1] is not first
+    (record,) = caplog.records
+    assert "an open transaction" in record.getMessage()
+
+
+@pytest.fixture
+def lending(mariadb: MariaDBObserver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The alias `mariadb` has connections of a pool of somebody else's."""
+    from tests.projects.lending_backend import base
+
+    monkeypatch.setitem(connections.settings["mariadb"], "ENGINE", "tests.projects.lending_backend")
+    del connections["mariadb"]
+    yield base
+    connections["mariadb"].close()
+    del connections["mariadb"]
+    for driver in base.free:
+        driver.close()
+    base.free.clear()
+    base.borrowed.clear()
+
+
+@pytest.mark.parametrize("age", [60, None])
+def test_connections_of_somebody_elses_pool(
+    age: int | None, lending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task gives its own back with nothing unread, and whoever has it next reads his answers."""
+    monkeypatch.setitem(connections.settings["mariadb"], "CONN_MAX_AGE", age)
+    tasks, workers = 60, 4
+
+    def ask(number: int) -> int:
+        with connections["mariadb"].cursor() as cursor:
+            cursor.execute("SELECT %s", [number])
+            answer: int = cursor.fetchone()[0]
+        return answer
+
+    asked = [partial(ask, number) for number in range(tasks)]
+    with ThreadPoolExecutor(workers) as pool:
+        assert results(queued(pool, *asked, workers=workers)) == list(range(tasks))
+        assert all_connections() == ()
+    assert ask(100) == 100
+    assert len(lending.borrowed) == tasks + 1
+    assert len(set(lending.borrowed)) <= workers
 
 
 # At CONN_MAX_AGE = 0 each task has a fresh session, also when its worker did not reconnect.
@@ -292,6 +365,32 @@ def test_what_settings_and_receivers_set_up(role: str, monkeypatch: pytest.Monke
     assert first == second == third
     assert first[1:] == ("pg_read_all_data", "234kB", "of the receiver", "Asia/Tokyo", "repeatable read")
     assert len(created) == 3
+
+
+def test_a_receiver_that_installs_a_hook() -> None:
+    """It finds what it found the first time, at each task, and costs no connection."""
+    tasks, workers, seen = 300, 4, list[str]()
+
+    def look(execute: Any, sql: str, *args: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, *args)
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if look not in connection.execute_wrappers:
+            connection.execute_wrappers.append(look)
+
+    pool = ThreadPoolExecutor(workers)
+    connection_created.connect(receive)
+    try:
+        # Behind them there is something queued to the end, for which each worker keeps.
+        queue = [*[Entry.objects.count] * tasks, *[int] * 2 * workers]
+        assert results(queued(pool, *queue, workers=workers)) == [0] * len(queue)
+    finally:
+        connection_created.disconnect(receive)
+    stats = pool.stats()
+    assert stats.connections_opened <= workers
+    assert stats.connections_opened + stats.connections_reset == tasks
+    assert len(seen) == tasks
 
 
 class Proxy:

@@ -14,10 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connection, connections, transaction
 
-from django_executors import ExecutorStats, ImmediateExecutor, ThreadPoolExecutor, all_connections
+from django_executors import (
+    ExecutorStats,
+    ImmediateExecutor,
+    ThreadPoolExecutor,
+    all_connections,
+    thread,
+)
 from django_executors.testing import run_inline
+from tests.projects.testapp.models import Entry
 from tests.support.draining import IDLE, assert_holds_nothing, is_idle, occupy, query
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
@@ -164,6 +171,38 @@ def test_map_makes_no_cycle(caplog: pytest.LogCaptureFixture) -> None:
     assert [thing() for thing in things] == [None] * len(things)
 
 
+@EXECUTORS
+def test_map_keeps_no_transaction(make: Callable[[], Any]) -> None:
+    """When a task's error is handled, the generator of the items has ended, and so has its `atomic`."""
+
+    def rows() -> Iterator[int]:
+        with transaction.atomic():
+            yield from range(10)
+
+    def make_rows() -> Iterator[int]:
+        found = rows()
+        made.append(weakref.ref(found))
+        return found
+
+    def fail_at_two(number: int) -> None:
+        if number == 2:
+            raise LookupError(number)
+
+    made: list[weakref.ref[Any]] = []
+    with make() as executor:
+        try:
+            for _ in executor.map(fail_at_two, make_rows(), buffersize=4):
+                pass
+        except LookupError:
+            left = made[0]()
+            Entry.objects.create(name="of the handler")
+            if left is not None:  # or the tests after this one fail too
+                left.close()
+    connection.close()
+    assert left is None
+    assert Entry.objects.count() == 1
+
+
 # `stats()`: numbers of one moment, that add up.
 
 
@@ -274,6 +313,29 @@ def test_in_callers_threads() -> None:
             assert (stats.submitted, stats.completed, stats.failed, stats.workers) == (2, 1, 1, 0)
             assert adds_up(stats)
     pool.shutdown()
+
+
+@pytest.mark.usefixtures("many_switches")
+def test_counted_by_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 threads submit at once, half of them inline: each task is counted, and once."""
+    tasks, submitters = 102, 16
+    inline: set[int] = set()
+    together = threading.Barrier(submitters)
+    monkeypatch.setattr(thread, "is_inline", lambda: threading.get_ident() in inline)
+
+    def submit(number: int) -> None:
+        if number % 2:
+            inline.add(threading.get_ident())
+        together.wait(20)
+        for future in [pool.submit(task) for task in [fail, int, int] * (tasks // 3)]:
+            future.exception(20)
+
+    with ThreadPoolExecutor(4) as pool, concurrent.futures.ThreadPoolExecutor(submitters) as threads:
+        list(threads.map(submit, range(submitters), timeout=60))
+    stats = pool.stats()
+    assert stats.submitted == tasks * submitters
+    assert (stats.failed, stats.completed) == (tasks // 3 * submitters, tasks * 2 // 3 * submitters)
+    assert adds_up(stats)
 
 
 @pytest.mark.usefixtures("many_switches")

@@ -190,10 +190,6 @@ def test_without_settings() -> None:
 # Cache clients where no worker is: in scopes, in threads that end, in the caller's.
 
 
-#: django-redis has one pool for all threads but workers, and no thread may close it.
-of_each_thread = pytest.mark.parametrize("cache_server", ["redis", "memcached"], indirect=True)
-
-
 def in_a_thread(target: Callable[[], object]) -> None:
     """Run it in a plain thread, to its end; raise what it raises."""
     errors: list[BaseException] = []
@@ -211,7 +207,6 @@ def in_a_thread(target: Callable[[], object]) -> None:
         raise errors[0]
 
 
-@of_each_thread
 def test_scopes_in_a_thread(cache_server: CacheServer) -> None:
     """A scope in a plain thread closes what was made inside, and leaves older clients alone."""
 
@@ -234,7 +229,6 @@ def test_scopes_in_a_thread(cache_server: CacheServer) -> None:
 
 
 @pytest.mark.usefixtures("watch_every_thread")
-@of_each_thread
 def test_the_end_of_a_thread(cache_server: CacheServer) -> None:
     """With the app, what a plain thread made is closed when it ends."""
 
@@ -269,7 +263,6 @@ def test_the_callers_client(cache_server: CacheServer) -> None:
     assert not cache_server.clients()
 
 
-@of_each_thread
 def test_a_client_made_in_the_callers_thread(cache_server: CacheServer) -> None:
     """What such a task makes is closed at its end, or at its exception; a worker's client goes on."""
 

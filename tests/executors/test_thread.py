@@ -29,6 +29,7 @@ from django_executors import (
     all_connections,
     connection_scope,
 )
+from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.draining import query
 from tests.support.gates import Gate
@@ -180,6 +181,24 @@ def test_in_an_event_loop(gate: Gate) -> None:
     asyncio.run(submit())
     gate.open()
     pool.shutdown()
+
+
+def test_in_an_event_loop_that_may_be_blocked(
+    gate: Gate, submitter: concurrent.futures.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook, whose cells run in a loop's thread and may block it, it waits as asked."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    pool = full(gate)
+
+    async def cell() -> int:
+        return pool.submit(int, 7).result(20)
+
+    submitting = submitter.submit(asyncio.run, cell())
+    assert blocked(1)
+    gate.open()
+    assert submitting.result(20) == 7
+    pool.shutdown()
+    assert pool.stats().rejected == 0
 
 
 def test_many_submitters() -> None:
@@ -464,7 +483,7 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tracer")
 @pytest.mark.parametrize("inherit_context", [True, False])
 def test_the_task_sees_what_the_wrapper_set(inherit_context: bool) -> None:
-    """However it is submitted; and its submitter and the next task do not see it."""
+    """However it is submitted, and inline; its submitter and the next task do not see it."""
 
     async def in_executor() -> str:
         return await asyncio.get_running_loop().run_in_executor(pool, TRACE.get)
@@ -475,6 +494,9 @@ def test_the_task_sees_what_the_wrapper_set(inherit_context: bool) -> None:
         assert list(pool.map(lambda _: TRACE.get(), range(2))) == ["trace 1", "trace 2"]
         assert pool.submit_on_commit(TRACE.get).result(20) == "trace 3"
         assert asyncio.run(in_executor()) == "trace 4"
+        with run_inline():
+            assert pool.submit(TRACE.get).result(0) == "trace 5"
+            assert list(pool.map(lambda _: TRACE.get(), range(2))) == ["trace 6", "trace 7"]
     assert TRACE.get() == "the submitter's"
 
 

@@ -263,6 +263,46 @@ def test_code_that_needs_the_worker(server_loop: asyncio.AbstractEventLoop) -> N
         assert given[0].result(20) is there is ordinary
 
 
+def test_code_that_needs_the_only_worker(server_loop: asyncio.AbstractEventLoop) -> None:
+    """A task that does not wait for it is over, and the worker's next one does not wait for it either."""
+
+    def needs_the_pool() -> threading.Thread:
+        assert pool.submit(int).result(20) == 0
+        return threading.current_thread()
+
+    async def notify() -> threading.Thread:
+        return await sync_to_async(needs_the_pool)()
+
+    def task() -> Any:
+        return asyncio.run_coroutine_threadsafe(notify(), server_loop)
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            given = pool.submit(task)
+            assert pool.submit(int).result(20) == 0
+            there = given.result(20).result(20)
+        assert there is asyncio.run_coroutine_threadsafe(current_thread(), server_loop).result(20)
+
+
+@pytest.mark.usefixtures("conn_max_age")
+def test_the_orm_in_it(server_loop: asyncio.AbstractEventLoop, postgres: PostgresObserver) -> None:
+    """From eight workers, it leaves at most the one connection of asgiref's ordinary thread."""
+    together = threading.Barrier(8)
+
+    def task() -> Any:
+        together.wait(20)
+        return asyncio.run_coroutine_threadsafe(count(), server_loop)  # and does not wait
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            given = [pool.submit(task) for _ in range(8)]
+            assert [future.result(20).result(20) for future in given] == [0] * 8
+        (left,) = all_connections()
+        assert left.executor is None
+        assert postgres.settled(1) == {left.backend_pid}
+        assert pool.stats().connections_opened == 0
+
+
 async def in_a_thread() -> int:
     return await asyncio.to_thread(Entry.objects.count)
 

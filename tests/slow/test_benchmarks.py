@@ -48,8 +48,10 @@ def test_all_results_are_right_in_a_quick_run(tmp_path: Path) -> None:
     text = page.read_text()
     assert f"`python benchmarks/run.py {' '.join(chosen)}`" in text
     assert "](speed.svg)" in text
-    assert "## SQLite" in text
+    for heading in ("SQLite, a file", "No database: CPU of one worker", "Cost of a no-op", "Memory"):
+        assert f"## {heading}" in text
     assert ET.parse(picture).getroot().tag.endswith("svg")
+    assert "Longer is faster." in picture.read_text()
     for folder in (str(tmp_path), str(ROOT), str(Path.home())):
         assert folder not in text + picture.read_text()
 

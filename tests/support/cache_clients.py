@@ -9,7 +9,7 @@ from django.core.cache import caches
 
 from tests.support.observers import MemcachedObserver, RedisObserver
 
-ALIASES = ["redis", "django-redis", "memcached"]
+ALIASES = ["redis", "memcached"]
 
 
 class CacheServer:
@@ -63,6 +63,4 @@ def close_own(alias: str) -> None:
     if alias == "redis":
         for pool in cache._cache._pools.values():
             pool.disconnect()
-    if alias == "django-redis":
-        cache.client.get_client().connection_pool.disconnect()
     del caches[alias]

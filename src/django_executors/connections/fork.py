@@ -35,8 +35,8 @@ _Held = list[tuple[Entry, Any, Any]]
 #: While a thread forks, what it holds on to; in a forked child, all that was the parent's.
 _held: list[_Held] = []
 
-#: In whose process this module was imported, or `after_in_child` was called.
-_pid = os.getpid()
+#: The process in which this module was imported, or `after_in_child` called.
+pid = os.getpid()
 
 
 def _find() -> _Held:
@@ -63,15 +63,10 @@ def _after_in_child() -> None:
     after_in_child()
 
 
-def is_forked() -> bool:
-    """Tell whether this process has forked, and no handler has run."""
-    return os.getpid() != _pid
-
-
 def after_in_child() -> None:
     """Leave alone what the parent's workers have open."""
-    global _pid
-    _pid = os.getpid()
+    global pid
+    pid = os.getpid()
     _held.append(_find())  # again: uWSGI has the handlers run in the child, and not those before
     holder = current_holder()
     with contextlib.suppress(OSError), _dead_end() as cut_off:

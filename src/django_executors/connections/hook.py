@@ -24,15 +24,23 @@ from .wrapper import has_ended, is_djangos, is_open
 _HOOKED = ("connect", "close", "chunked_cursor")
 
 
-def _watch(wrapper: BaseDatabaseWrapper, entry: Entry) -> None:
-    """Have this entry follow this wrapper, for as long as it lives."""
-    django_class = type(wrapper)
-    # The functions live in the wrapper's own __dict__, and must not keep it alive.
-    reference = weakref.ref(wrapper)
+class _Hooks:
+    """What one wrapper gets. Lives in the wrapper's own `__dict__`, and does not keep it alive."""
 
-    def connect() -> None:
-        wrapper = reference()
+    def __init__(self, wrapper: BaseDatabaseWrapper, entry: Entry) -> None:
+        self._reference = weakref.ref(wrapper)
+        self._class = type(wrapper)
+        self._entry = entry
+        vars(wrapper).update({name: getattr(self, name) for name in _HOOKED})
+
+    @property
+    def _wrapper(self) -> BaseDatabaseWrapper:
+        wrapper = self._reference()
         assert wrapper is not None
+        return wrapper
+
+    def connect(self) -> None:
+        wrapper, entry = self._wrapper, self._entry
         before = wrapper.connection
         if before is not None and entry.is_shielded():
             return
@@ -43,7 +51,7 @@ def _watch(wrapper: BaseDatabaseWrapper, entry: Entry) -> None:
                 return  # the second is SQLite in memory, which close() leaves open
             ceiling.wait_for_turn(entry, wrapper)
             was = vars(wrapper).copy() if entry.made is not None else None
-            django_class.connect(wrapper)
+            self._class.connect(wrapper)
             entry.opened(wrapper)
             if was is not None:
                 entry.session = sessions.prepare(wrapper, was)
@@ -58,28 +66,23 @@ def _watch(wrapper: BaseDatabaseWrapper, entry: Entry) -> None:
                 incidents.note(entry.alias, error)
             raise
 
-    def close() -> None:
-        wrapper = reference()
-        assert wrapper is not None
+    def close(self) -> None:
+        wrapper, entry = self._wrapper, self._entry
         if entry.is_shielded() and not has_ended(wrapper):
             return
         if (driver := entry.take()) is not None:
             wrapper.connection = driver
         try:
-            django_class.close(wrapper)
+            self._class.close(wrapper)
             entry.close_was_refused = is_open(wrapper)
         finally:
             if not is_open(wrapper):
                 entry.closed()
 
-    def chunked_cursor() -> Any:
-        wrapper = reference()
-        assert wrapper is not None
-        cursor = django_class.chunked_cursor(wrapper)
-        entry.note_cursor(cursor)
+    def chunked_cursor(self) -> Any:
+        cursor = self._class.chunked_cursor(self._wrapper)
+        self._entry.note_cursor(cursor)
         return cursor
-
-    vars(wrapper).update(zip(_HOOKED, (connect, close, chunked_cursor), strict=True))
 
 
 def ensure_watched(wrapper: BaseDatabaseWrapper, *, has_connected: bool = False) -> None:
@@ -101,7 +104,7 @@ def ensure_watched(wrapper: BaseDatabaseWrapper, *, has_connected: bool = False)
         entry = holder.entries.get(id(wrapper)) or Entry(wrapper, holder)
     if entry.state is CLOSED or (has_connected and "connect" not in found):
         entry.opened(wrapper)
-    _watch(wrapper, entry)
+    _Hooks(wrapper, entry)
 
 
 def _adopt(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
@@ -115,7 +118,7 @@ def _install() -> None:
         wrapper = django_create(alias)
         holder = current_holder()
         entry = Entry(wrapper, holder)
-        _watch(wrapper, entry)
+        _Hooks(wrapper, entry)
         holder.touch()
         if ledger.on_open is not None:
             ledger.on_open(holder)  # another thread, to which it is lent, may be the one that connects

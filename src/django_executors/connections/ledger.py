@@ -80,25 +80,6 @@ class Holder:
     Only the thread itself changes it; any thread may read.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "async_thread",
-        "caches",
-        "counts",
-        "entries",
-        "executor",
-        "inline_tasks",
-        "is_holding",
-        "is_touched",
-        "pid",
-        "scopes",
-        "shield",
-        "task",
-        "thread_ident",
-        "thread_name",
-        "works_for",
-    )
-
     def __init__(self, thread_ident: int) -> None:
         self.pid = os.getpid()
         self.thread_ident = thread_ident
@@ -217,29 +198,6 @@ class Permit(Protocol):
 
 class Entry:
     """One wrapper, its holder, and what it has open. Does not keep the wrapper alive."""
-
-    __slots__ = (
-        "alias",
-        "backend_pid",
-        "born",
-        "close_was_refused",
-        "cursors",
-        "driver",
-        "expires_at",
-        "holder",
-        "kept_since",
-        "key",
-        "made",
-        "opened_at",
-        "origin",
-        "permit",
-        "pooled",
-        "serial",
-        "session",
-        "state",
-        "vendor",
-        "wrapper",
-    )
 
     def __init__(self, wrapper: BaseDatabaseWrapper, holder: Holder) -> None:
         self.key = key = id(wrapper)

@@ -122,38 +122,50 @@ def _release(
         wrapper = entry.wrapper()
         if wrapper is None or entry.is_shielded():
             continue
-        reason = None
-        if entry.state is PARKED:
-            if keep and not _is_wanted(entry):
-                if entry.session is not None:
-                    entry.made.put_back(wrapper)
-                continue
-        else:
-            reason = entry.why_dirty(wrapper)
-            if interrupted and reason is None and is_open(wrapper):
-                reason = "an interruption"
-            if keep and reason is None and not _is_wanted(entry) and sessions.park(entry, wrapper):
-                if _is_wanted(entry):  # since a moment ago
-                    entry.close_parked()
-                continue
+        reason = _why_dirty(entry, wrapper, interrupted=interrupted)
+        if keep and reason is None and _keep(entry, wrapper):
+            continue
         error = None
         if reason is not None or entry.holds(wrapper):
             error = entry.close(wrapper, dirty=reason is not None)
         elif entry.state is not CLOSED:  # closed behind Django's back
             entry.closed()
-        if is_open(wrapper):  # SQLite in memory
-            pass
-        elif reason is not None or error is not None:
-            _drop(entry, wrapper)
-        elif born is not None and entry.born > born:
-            if keep and entry.made is not None:  # a new one takes time
-                entry.made.put_back(wrapper)
-            else:
+        if not is_open(wrapper):  # or it is SQLite in memory
+            if reason is not None or error is not None:
                 _drop(entry, wrapper)
-        if error is not None:
-            amiss.append((entry.alias, "an error on closing", error))
-        elif reason is not None:
-            amiss.append((entry.alias, reason, None))
+            elif born is not None and entry.born > born:
+                _renew(entry, wrapper, keep=keep)
+        if reason is not None or error is not None:
+            amiss.append((entry.alias, "an error on closing" if error else str(reason), error))
+
+
+def _why_dirty(entry: Entry, wrapper: BaseDatabaseWrapper, *, interrupted: bool) -> str | None:
+    if entry.state is PARKED:
+        return None
+    reason = entry.why_dirty(wrapper)
+    return "an interruption" if interrupted and reason is None and is_open(wrapper) else reason
+
+
+def _keep(entry: Entry, wrapper: BaseDatabaseWrapper) -> bool:
+    """Keep a clean connection for the next task, and tell whether that could be done."""
+    if _is_wanted(entry):
+        return False
+    if entry.state is PARKED:
+        if entry.session is not None:
+            entry.made.put_back(wrapper)
+    elif not sessions.park(entry, wrapper):
+        return False
+    elif _is_wanted(entry):  # since a moment ago
+        entry.close_parked()
+    return True
+
+
+def _renew(entry: Entry, wrapper: BaseDatabaseWrapper, *, keep: bool) -> None:
+    """Have whatever comes next meet a wrapper as it was made; a new one takes time."""
+    if keep and entry.made is not None:
+        entry.made.put_back(wrapper)
+    else:
+        _drop(entry, wrapper)
 
 
 def _is_wanted(entry: Entry) -> bool:

@@ -64,10 +64,9 @@ def backend_pid(wrapper: BaseDatabaseWrapper) -> int | None:
     """Return the number by which the server knows this connection, where its driver tells."""
     driver: Any = wrapper.connection
     with contextlib.suppress(Exception):  # for a report: whatever a driver raises, there is none
-        if hasattr(driver, "info"):
-            return int(driver.info.backend_pid)
-        if hasattr(driver, "thread_id"):
+        if hasattr(driver, "thread_id"):  # MySQL
             return int(driver.thread_id())
+        return int(driver.info.backend_pid)
     return None
 
 

@@ -120,8 +120,7 @@ class DaskExecutor(Executor):
         if (holder := current_holder()).entries and not is_inline():
             warn_if_in_atomic(holder, fn)
         if is_inline():
-            future: concurrent.futures.Future[R] = self._submit_inline(fn, (fn, args, kwargs))
-            return future
+            return self._submit_inline(fn, (fn, args, kwargs))  # type: ignore[no-any-return]
         used = setup.used_here()
         with self._lock:
             self._check_shutdown()

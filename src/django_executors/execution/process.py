@@ -135,8 +135,7 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         if (holder := current_holder()).entries and not is_inline():
             warn_if_in_atomic(holder, fn)
         if is_inline():
-            future: concurrent.futures.Future[R] = self._submit_inline(fn, (fn, args, kwargs))
-            return future
+            return self._submit_inline(fn, (fn, args, kwargs))  # type: ignore[no-any-return]
         if self._databases is None:
             check_may_start_processes()
             self._databases = databases.configured()

@@ -76,7 +76,7 @@ class RemoteWork(Books):
         """A task has ended; its worker told for how long tasks have been queued, and have run."""
         with self.lock:
             self.queue_seconds += queue_seconds
-            self.task_ended(run_seconds, failed=failed)
+            self.task_ended(run_seconds, failed)
 
     def note_cancelled(self, future: Any) -> None:
         self.task_cancelled()
