@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
-    """What `stats()` returns: numbers that are all of the same moment.
+    """What `stats()` returns: numbers that are all of the same moment, those of connections just after.
 
     `workers`, `busy`, `idle` and `pending` say what is now; the others grow from the executor's making,
     or, in a forked child, from the fork. `submitted` is the sum of `pending`, `busy`, `completed`,
@@ -241,7 +241,10 @@ class Executor(concurrent.futures.Executor):
             QueueFull: as `submit`; from `next()` too, with a buffersize.
             Exception: what an iterable has raised. Whatever is raised, what was queued is cancelled.
         """
-        return mapped(self, fn, iterables, timeout, buffersize)
+        try:
+            return mapped(self, fn, iterables, timeout, buffersize)
+        finally:
+            del iterables  # or an error's traceback would keep what they read from
 
     if TYPE_CHECKING:  # the standard classes' `shutdown` comes after this one's would
 
@@ -291,19 +294,49 @@ def mapped(
             raise ValueError(f"buffersize must be 1 or more, or None, not {buffersize!r}")
     deadline = None if timeout is None else Clock.monotonic() + timeout
     futures: _Futures[R] = deque()
-    submitted = (executor.submit(fn, *arguments) for arguments in zip(*iterables, strict=False))
+    submitted = _Submitted(executor, fn, iterables)
+    del iterables
     try:
         # One by one, so that what was submitted is known if the next one fails.
         futures.extend(islice(submitted, buffersize))
     except BaseException:
+        submitted.end()
         _cancel(futures)
         raise
     return _results(submitted, futures, deadline)
 
 
-def _results(
-    submitted: Iterator[concurrent.futures.Future[R]], futures: _Futures[R], deadline: float | None
-) -> Generator[R]:
+class _Submitted(Iterator[concurrent.futures.Future[R]]):
+    """The futures of what is submitted as they are asked for.
+
+    When it ends it lets go of the items, which may come from a generator that is inside an `atomic`: the
+    traceback of an error leads to this object, and would keep that open.
+    """
+
+    def __init__(
+        self,
+        executor: concurrent.futures.Executor,
+        fn: Callable[..., R],
+        iterables: tuple[Iterable[Any], ...],
+    ) -> None:
+        self._submit: Callable[..., concurrent.futures.Future[R]] | None = partial(executor.submit, fn)
+        self._items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+
+    def __next__(self) -> concurrent.futures.Future[R]:
+        if (submit := self._submit) is None:
+            raise StopIteration
+        try:
+            return submit(*next(self._items))
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Submit no more."""
+        self._submit, self._items = None, iter(())
+
+
+def _results(submitted: _Submitted[R], futures: _Futures[R], deadline: float | None) -> Generator[R]:
     try:
         while futures:
             # Before the wait, so that a worker has it meanwhile.
@@ -311,8 +344,7 @@ def _results(
             yield _result(futures.popleft(), deadline)
     finally:
         _cancel(futures)
-        # An error's traceback has this frame: it must not keep the items' source, and what that is in.
-        del submitted
+        submitted.end()
 
 
 def _result(future: concurrent.futures.Future[R], deadline: float | None) -> R:

@@ -190,7 +190,7 @@ class _ProcessWideThread(concurrent.futures.Executor):
     ) -> concurrent.futures.Future[R]:
         """Called by the event loop's thread."""
         worker = current_holder()
-        if worker.executor is None or worker.task is None:
+        if worker.task is None:
             return self._asgirefs.submit(fn, *args, **kwargs)
         if worker.async_thread is None:
             worker.async_thread = concurrent.futures.ThreadPoolExecutor(

@@ -13,15 +13,15 @@ class QueueFull(ExecutorError, queue.Full):  # noqa: N818
     """A task was refused: `max_pending` tasks are submitted and have not begun.
 
     With `when_full="block"` too, where waiting could never end: in one of the pool's own workers, and in
-    a thread in which an event loop runs. The message has the numbers.
+    a thread in which an event loop runs, but for DJANGO_ALLOW_ASYNC_UNSAFE. The message has the numbers.
     """
 
 
 class DeadlockError(ExecutorError, RuntimeError):
     """A task asked for the result of a task of its own pool that could never come.
 
-    Either all workers wait for tasks of their pool, so that none is left to run what is queued; or those
-    that wait for each other make a ring. The message says which task waits for which.
+    All workers wait for tasks of their pool, so that none is left to run what is queued. The message says
+    which task waits for which.
     """
 
 

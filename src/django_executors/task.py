@@ -6,6 +6,7 @@ import concurrent.futures
 import contextvars
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -43,7 +44,8 @@ class _Unheard:
         self._fn = self._error = None
 
     def __del__(self) -> None:
-        if self._error is not None and self._pid == os.getpid():  # or it is the parent's to tell
+        # In a forked child it is the parent's to tell; as the interpreter ends there is no log.
+        if self._error is not None and self._pid == os.getpid() and not sys.is_finalizing():
             logger.error(
                 "task=%s failed, and nobody has asked for its result",
                 task_name(self._fn),

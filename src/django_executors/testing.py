@@ -20,7 +20,7 @@ from asgiref.sync import sync_to_async
 from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
-from .base import unfinished
+from .base import notice_fork, unfinished
 from .clock import Clock
 from .connections.leaks import Watch
 from .connections.ledger import current_holder
@@ -195,6 +195,7 @@ def drain(timeout: float = 10.0) -> None:
     check_seconds("timeout", timeout)
     if current_holder().executor is not None:
         raise RuntimeError("drain() was called in a worker, and would wait for what that worker runs")
+    notice_fork()
     if left := _left_after(timeout, unfinished):
         raise TimeoutError("\n".join([f"not idle after {timeout} seconds:", *left]))
 

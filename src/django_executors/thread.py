@@ -529,6 +529,9 @@ class _Arriving(threading.local):
 _arriving = _Arriving()
 
 
+_Standard = standard.ThreadPoolExecutor  # somebody may put our own class in its place there
+
+
 def _is_original(submit: Any) -> bool:
     return type(submit) is FunctionType and submit.__globals__ is vars(standard)
 
@@ -550,7 +553,7 @@ def _arrived(queue: WorkQueue, item: Any) -> None:
     queue.add(task)
 
 
-class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
+class ThreadPoolExecutor(Executor, _Standard):
     """Run calls in threads that let go of their database connections: the standard pool for Django.
 
     It is `concurrent.futures.ThreadPoolExecutor` in all else: the same constructor, `submit`, `map`,
@@ -581,7 +584,7 @@ class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
             faster than they are done, and each keeps its arguments in memory. Default None: any number.
         when_full: what `submit` does when there are as many: "block" until one has begun or was
             cancelled, or "raise" `QueueFull`. In one of the pool's own workers, and where an event loop
-            runs in the calling thread, it raises either way: waiting there could never end.
+            runs in the calling thread (but for DJANGO_ALLOW_ASYNC_UNSAFE), it raises either way.
         inherit_context: run each task in a copy of its submitter's contextvars, with the submitter's
             language, time zone, URLconf and script prefix. When you would want False: what the
             initializer has set is to hold for each task. Either way nothing that a task sets reaches
@@ -668,7 +671,7 @@ class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
         if (holder := current_holder()).entries and not is_inline():
             warn_if_in_atomic(holder, fn)
         future: concurrent.futures.Future[R]
-        if not _is_original(submit := standard.ThreadPoolExecutor.submit):
+        if not _is_original(submit := _Standard.submit):
             future = self._submit_by(submit, fn, args, kwargs)
             return future
         if is_inline():
@@ -731,6 +734,7 @@ class ThreadPoolExecutor(Executor, standard.ThreadPoolExecutor):
             RuntimeError: called with a timeout by one of the pool's own workers, which would wait for
                 itself. (Without one, the standard class raises it too, having refused tasks.)
         """
+        notice_fork()
         seconds, queue = check_timeout(timeout, wait=wait), self._queue
         if seconds is not None and queue.is_mine():
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")

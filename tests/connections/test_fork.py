@@ -435,6 +435,8 @@ def test_cache_clients(pool: ThreadPoolExecutor, cache_server: CacheServer) -> N
 
 def test_async_code_before(pool: ThreadPoolExecutor) -> None:
     """A task that has used Django's ORM in async code may do so in its child."""
+    assert asyncio.run(Entry.objects.acount()) == 0  # asgiref's own thread, which is not in the child
+    asyncio.run(sync_to_async(connections.close_all)())
 
     def count() -> int:
         return asyncio.run(Entry.objects.acount())

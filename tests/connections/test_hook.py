@@ -195,12 +195,12 @@ def test_a_patch_in_an_earlier_test(names: list[str], is_open: bool) -> None:
         connection.connect()
         connections.close_all()
 
-    with ThreadPoolExecutor(1) as pool, run_inline(), pytest.raises(LookupError):
-        with transaction.atomic():
-            Entry.objects.create(name="of the caller")
-            pool.submit(close_and_connect).result(0)
-            assert Entry.objects.count() == 1
-            raise LookupError
+    pool = ThreadPoolExecutor(1)
+    with run_inline(), pytest.raises(LookupError), transaction.atomic():
+        Entry.objects.create(name="of the caller")
+        pool.submit(close_and_connect).result(0)
+        assert Entry.objects.count() == 1
+        raise LookupError
     assert Entry.objects.count() == 0
     assert [info.alias for info in all_connections()] == ["default"]
     connection.close()

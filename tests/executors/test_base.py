@@ -16,13 +16,7 @@ from typing import Any
 import pytest
 from django.db import connection, connections, transaction
 
-from django_executors import (
-    ExecutorStats,
-    ImmediateExecutor,
-    ThreadPoolExecutor,
-    all_connections,
-    thread,
-)
+from django_executors import ExecutorStats, ImmediateExecutor, ThreadPoolExecutor, all_connections
 from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.draining import IDLE, assert_holds_nothing, is_idle, occupy, query
@@ -171,27 +165,28 @@ def test_map_makes_no_cycle(caplog: pytest.LogCaptureFixture) -> None:
     assert [thing() for thing in things] == [None] * len(things)
 
 
+@pytest.mark.parametrize("failing", [2, 6])  # submitted by the call, and by the iteration
 @EXECUTORS
-def test_map_keeps_no_transaction(make: Callable[[], Any]) -> None:
+def test_map_keeps_no_transaction(make: Callable[[], Any], failing: int) -> None:
     """When a task's error is handled, the generator of the items has ended, and so has its `atomic`."""
 
     def rows() -> Iterator[int]:
         with transaction.atomic():
-            yield from range(10)
+            yield from range(100)
 
     def make_rows() -> Iterator[int]:
         found = rows()
         made.append(weakref.ref(found))
         return found
 
-    def fail_at_two(number: int) -> None:
-        if number == 2:
+    def fail_at_one(number: int) -> None:
+        if number == failing:
             raise LookupError(number)
 
     made: list[weakref.ref[Any]] = []
     with make() as executor:
         try:
-            for _ in executor.map(fail_at_two, make_rows(), buffersize=4):
+            for _ in executor.map(fail_at_one, make_rows(), buffersize=4):
                 pass
         except LookupError:
             left = made[0]()
@@ -321,7 +316,7 @@ def test_counted_by_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks, submitters = 102, 16
     inline: set[int] = set()
     together = threading.Barrier(submitters)
-    monkeypatch.setattr(thread, "is_inline", lambda: threading.get_ident() in inline)
+    monkeypatch.setattr("django_executors.thread.is_inline", lambda: threading.get_ident() in inline)
 
     def submit(number: int) -> None:
         if number % 2:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
+from django.test import TestCase
 
 from django_executors import (
     ImmediateExecutor,
@@ -39,6 +40,7 @@ from tests.support.in_callers_thread import (
 )
 from tests.support.kept import backend
 from tests.support.observers import PostgresObserver
+from tests.support.running_cases import passes
 from tests.support.subprocesses import run_python
 
 
@@ -156,6 +158,35 @@ def test_a_task_cannot_end_the_callers_transaction(alias: str) -> None:
             raise Abandoned
         assert connections[alias].connection is driver
         assert names(alias) == []
+
+
+@pytest.mark.parametrize(
+    "executor", [ImmediateExecutor(), ThreadPoolExecutor(1)], ids=["immediate", "pool"]
+)
+def test_connecting_anew_in_a_test_case(executor: concurrent.futures.Executor) -> None:
+    """In Django's TestCase a task that closes and connects goes on with the test's connection."""
+
+    def connect_anew() -> object:
+        connection.close()
+        connection.connect()
+        Entry.objects.create(name="of the task")
+        return connection.connection
+
+    class Case(TestCase):
+        @classmethod
+        def setUpTestData(cls) -> None:
+            Entry.objects.create(name="of the class")
+
+        def test_it(self) -> None:
+            Entry.objects.create(name="of the test")
+            before = connection.connection
+            with run_inline():
+                assert executor.submit(connect_anew).result(0) is before
+            assert connection.in_atomic_block
+            assert names() == ["of the class", "of the test", "of the task"]
+
+    passes(Case)
+    assert names() == []
 
 
 def test_it_may_close_afterwards_and_commit() -> None:

@@ -264,7 +264,7 @@ def test_code_that_needs_the_worker(server_loop: asyncio.AbstractEventLoop) -> N
 
 
 def test_code_that_needs_the_only_worker(server_loop: asyncio.AbstractEventLoop) -> None:
-    """A task that does not wait for it is over, and the worker's next one does not wait for it either."""
+    """A task that does not wait for it is over, and the worker's next one does not wait either."""
 
     def needs_the_pool() -> threading.Thread:
         assert pool.submit(int).result(20) == 0
@@ -284,7 +284,6 @@ def test_code_that_needs_the_only_worker(server_loop: asyncio.AbstractEventLoop)
         assert there is asyncio.run_coroutine_threadsafe(current_thread(), server_loop).result(20)
 
 
-@pytest.mark.usefixtures("conn_max_age")
 def test_the_orm_in_it(server_loop: asyncio.AbstractEventLoop, postgres: PostgresObserver) -> None:
     """From eight workers, it leaves at most the one connection of asgiref's ordinary thread."""
     together = threading.Barrier(8)

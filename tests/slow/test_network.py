@@ -67,20 +67,6 @@ def test_a_stall_after_the_last_query(conn_max_idle: float, tasks_behind: int, p
         check_a_stall(pool, proxy, "default", tasks_behind)
 
 
-@pytest.mark.usefixtures("mariadb")
-@pytest.mark.parametrize(("conn_max_idle", "tasks_behind"), [(0.0, 1), (5.0, 0)])
-def test_a_stall_on_mariadb(
-    conn_max_idle: float, tasks_behind: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor does it on MariaDB, at CONN_MAX_AGE = 60."""
-    monkeypatch.setitem(connections.settings["mariadb"], "CONN_MAX_AGE", 60)
-    with (
-        behind_a_proxy("mariadb", monkeypatch) as proxy,
-        ThreadPoolExecutor(1, conn_max_idle=conn_max_idle) as pool,
-    ):
-        check_a_stall(pool, proxy, "mariadb", tasks_behind)
-
-
 def test_a_reset_that_is_never_answered(proxy: Proxy) -> None:
     """After a second the connection is given up, and the next task connects anew."""
 

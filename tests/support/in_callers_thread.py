@@ -31,6 +31,11 @@ def close_the_connection(alias: str) -> None:
     connections[alias].close()
 
 
+def close_and_connect(alias: str) -> None:
+    connections[alias].close()
+    connections[alias].connect()
+
+
 def close_all(alias: str) -> None:
     connections.close_all()
 
@@ -79,7 +84,7 @@ def in_an_initializer(fn: Callable[..., object], *args: object) -> None:
         pool.submit(int).result(0)
 
 
-CLOSINGS: list[Close] = [close_the_connection, close_all, close_old]
+CLOSINGS: list[Close] = [close_the_connection, close_and_connect, close_all, close_old]
 
 PLACES: list[Where] = [
     in_a_task,

@@ -243,6 +243,14 @@ def look() -> tuple[dict[str, Any], int]:
     return state, connection.connection.info.backend_pid
 
 
+def _differing(seen: Any, new: Any) -> object:
+    if isinstance(seen, dict):
+        return {
+            key: (seen.get(key), new.get(key)) for key in {*seen, *new} if seen.get(key) != new.get(key)
+        }
+    return seen, new
+
+
 def look_behind(*groups: list[Task]) -> list[bool]:
     """Run each of these groups and behind it a task that looks, queued on one worker.
 
@@ -263,7 +271,10 @@ def look_behind(*groups: list[Task]) -> list[bool]:
             error = next(futures).exception(30)
             assert isinstance(error, (NoneType, LookupError, SystemExit, DatabaseError))
         seen, pid = next(futures).result(30)
-        assert {name: value for name, value in seen.items() if value != new[name]} == {}, group
+        differing = {
+            name: _differing(value, new[name]) for name, value in seen.items() if value != new[name]
+        }
+        assert not differing, (group, differing)
         reused.append(pid in [task.pid for task in group])
     kept_alive.clear()
     return reused

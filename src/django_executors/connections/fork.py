@@ -59,7 +59,8 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    ledger.lock.release()
+    with contextlib.suppress(RuntimeError):  # uWSGI has the handlers run in the child alone
+        ledger.lock.release()
     after_in_child()
 
 
@@ -67,7 +68,7 @@ def after_in_child() -> None:
     """Leave alone what the parent's workers have open."""
     global pid
     pid = os.getpid()
-    _held.append(_find())  # again: uWSGI has the handlers run in the child, and not those before
+    _held.append(_find())
     holder = current_holder()
     with contextlib.suppress(OSError), _dead_end() as cut_off:
         for entry, wrapper, driver in (each for held in _held for each in held):

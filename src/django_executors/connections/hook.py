@@ -31,6 +31,7 @@ class _Hooks:
         self._reference = weakref.ref(wrapper)
         self._class = type(wrapper)
         self._entry = entry
+        self._set_by_connecting: set[str] = set()
         vars(wrapper).update({name: getattr(self, name) for name in _HOOKED})
 
     @property
@@ -50,11 +51,14 @@ class _Hooks:
             ):
                 return  # the second is SQLite in memory, which close() leaves open
             ceiling.wait_for_turn(entry, wrapper)
-            was = vars(wrapper).copy() if entry.made is not None else None
+            was = vars(wrapper).copy()
             self._class.connect(wrapper)
             entry.opened(wrapper)
-            if was is not None:
-                entry.session = sessions.prepare(wrapper, was)
+            if entry.made is not None:
+                now = vars(wrapper)
+                # Those of an earlier time count too: what is as it was then is not told apart.
+                self._set_by_connecting |= {name for name in now if now[name] is not was.get(name, self)}
+                entry.session = sessions.prepare(wrapper, self._set_by_connecting)
         except BaseException as error:
             # The socket may be open while its role, time zone or search path is not yet set. Left
             # so, the next query would run on it as whoever logged in.

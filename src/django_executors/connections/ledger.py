@@ -136,9 +136,8 @@ class Holder:
 
     def begin_anew(self) -> None:
         """In a forked child: the calling thread is no worker any more, and holds nothing."""
-        was_worker = self.executor is not None or self.works_for is not None
-        if was_worker:
-            self.executor = self.counts = self.task = self.works_for = self.async_thread = None
+        if self.executor is not None or self.works_for is not None:
+            self.executor = self.counts = self.works_for = self.async_thread = None
             self.scopes.clear()
         self.entries.clear()
         self.caches.clear()

@@ -107,12 +107,13 @@ class Session:
 
     __slots__ = ("_connected", "_driver", "_role", "_time_zone")
 
-    def __init__(self, wrapper: BaseDatabaseWrapper, before: dict[str, Any]) -> None:
+    def __init__(self, wrapper: BaseDatabaseWrapper, set_by_connecting: set[str]) -> None:
         driver: Any = wrapper.connection
         now = vars(wrapper)
-        changed = {name: now[name] for name in now if now[name] is not before.get(name, _missing)}
         #: What connecting has set on the wrapper.
-        self._connected = AsMade(changed, list, deque)
+        self._connected = AsMade(
+            {name: now[name] for name in set_by_connecting & now.keys()}, list, deque
+        )
         # A copy makes the driver's own map replace, from now on, what is changed in it.
         type(driver.adapters)(driver.adapters)
         own = [each for each in vars(driver).values() if type(each).__module__.startswith("psycopg.")]
@@ -150,10 +151,10 @@ class Session:
         """
         for part, made in self._driver:
             made.put_back(part)
+        self._connected.put_into(vars(wrapper))
         if driver.pgconn.parameter_status(b"TimeZone") != self._time_zone:
             _other_zone.add(wrapper.alias)
         elif not self._role and len(connection_created.receivers) <= 1:  # our own is one
-            self._connected.put_into(vars(wrapper))
             return
         # Django's own connect(): autocommit, role, time zone, `connection_created`. Only the socket is
         # there already. Attributes of the instance: its class stays Django's.
@@ -162,10 +163,6 @@ class Session:
             type(wrapper).connect(wrapper)
         finally:
             del vars(wrapper)["get_connection_params"], vars(wrapper)["get_new_connection"]
-            wrapper.connection = driver  # for the hook to close, however far it came
-
-
-_missing = object()
 
 
 @lru_cache
@@ -173,13 +170,13 @@ def _reset_and_set(time_zone: bytes) -> bytes:
     return _RESET_AND_SET.format(time_zone.decode().replace("'", "''")).encode()
 
 
-def prepare(wrapper: BaseDatabaseWrapper, before: dict[str, Any]) -> Session | None:
+def prepare(wrapper: BaseDatabaseWrapper, set_by_connecting: set[str]) -> Session | None:
     """Return how to reset the session of this wrapper, which has just connected; None: not at all.
 
     Asks the server which backend it is, once a connection: through a pooler it is another one.
 
     Args:
-        before: its `__dict__` before it connected.
+        set_by_connecting: names in its `__dict__`.
     """
     settings, driver = wrapper.settings_dict, wrapper.connection
     if (
@@ -203,7 +200,7 @@ def prepare(wrapper: BaseDatabaseWrapper, before: dict[str, Any]) -> Session | N
             _not_reset.add(wrapper.alias)
             return None
         if Clock.monotonic() - asked <= RESET_TIMEOUT:  # or no reset would be answered in time
-            return Session(wrapper, before)
+            return Session(wrapper, set_by_connecting)
     except Exception:
         # Connecting went well. Where it cannot be reset, it is closed.
         logger.debug("alias=%s its session cannot be reset", wrapper.alias, exc_info=True)

@@ -56,8 +56,8 @@ class ProcessPoolExecutor(Executor, concurrent.futures.ProcessPoolExecutor):
         mp_context: a context of `multiprocessing`, or its start method's name: "forkserver", "spawn" or
             "fork". Default "forkserver", where there is one, or "spawn"; with max_tasks_per_child
             "spawn". When you would want another: tasks need what the parent has in memory ("fork"). The
-            sockets to databases and caches that such a process has inherited are cut off in it, without
-            a word to the server.
+            sockets to databases that such a process has inherited are cut off in it, without a word to
+            the server.
         initializer: called in each process before its first task. If it raises, the pool is broken.
         initargs: its arguments.
         max_tasks_per_child: after how many tasks a process is replaced. When you would want it: they

@@ -1,4 +1,4 @@
-"""A backend whose connections are a pool's, as django-db-connection-pool's are: `close` gives one back."""
+"""A backend whose connections are a pool's, as django-db-connection-pool's: `close` gives one back."""
 
 from __future__ import annotations
 
