@@ -20,8 +20,8 @@ class QueueFull(ExecutorError, queue.Full):  # noqa: N818
 class DeadlockError(ExecutorError, RuntimeError):
     """A task asked for the result of a task of its own pool that could never come.
 
-    All workers wait for tasks of their pool, so that none is left to run what is queued. The message says
-    which task waits for which.
+    All workers wait for tasks of their pool, so that none is left to run what is queued. The message
+    says which task waits for which.
     """
 
 

@@ -12,8 +12,8 @@ workers end when nobody else does. A `Worker` is one thread; only that thread ch
 
 Private names of the standard class's: `_work_queue`, where a replaced `submit` puts its work items and
 Python's exit says, by None, that workers are to end; `_adjust_thread_count`, by which the standard
-`submit` starts threads; `_threads`; the number and the name that it has chosen, `_max_workers` and
-`_thread_name_prefix`; of its module `_threads_queues` and `_shutdown`.
+`submit` starts threads; `_threads` and `_broken`; the number and the name that it has chosen,
+`_max_workers` and `_thread_name_prefix`; of its module `_threads_queues` and `_shutdown`.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class Worker(task.Worker):
         self.task, self.fn, self.doing = task, task.named, TASK
 
     def wait(self) -> None:
-        """It waits from now on."""
-        self.doing = WAITING
+        """It waits from now on, and refers to nothing of its last task."""
+        self.fn, self.doing = None, WAITING
 
     def retire(self) -> None:
         """In a forked child: it is the parent's."""
@@ -185,7 +185,7 @@ class WorkQueue(Books):
         self.workers: list[Worker] = []
         self.threads: set[threading.Thread] = set()
         self._live = self._idle = self._keepers = self._stale = self._let_go = 0
-        self._is_closed = self._is_broken = False
+        self._is_closed = self.is_broken = False
         self.start_worker: Callable[[], threading.Thread] = threading.Thread
 
     @property
@@ -209,7 +209,7 @@ class WorkQueue(Books):
             QueueFull, RuntimeError, BrokenThreadPool: as `submit`.
         """
         with self.lock:
-            if self._is_closed or self._is_broken or _exit():
+            if self._is_closed or self.is_broken or _exit():
                 self._refuse()
             if self._max_pending is not None:
                 self._wait_for_room(self._max_pending)
@@ -220,7 +220,7 @@ class WorkQueue(Books):
                 self._start_worker(task)
 
     def _refuse(self) -> None:
-        if self._is_broken:
+        if self.is_broken:
             raise BrokenThreadPool(_BROKEN)
         when = "shutdown" if self._is_closed else "interpreter shutdown"
         raise RuntimeError(f"cannot schedule new futures after {when}")
@@ -241,7 +241,7 @@ class WorkQueue(Books):
                     f"pending={self.pending}"
                 )
             self._changed.wait()
-            if self._is_closed or self._is_broken:
+            if self._is_closed or self.is_broken:
                 self._refuse()
 
     def _start_worker(self, task: Task[Any]) -> None:
@@ -250,9 +250,11 @@ class WorkQueue(Books):
             self._live += 1
             self.threads.add(thread)
             vars(standard)["_threads_queues"][thread] = self
-        except BaseException:
+        except BaseException as error:
             if not self._live:  # nobody is there to run it, and nobody gets its future
                 task.cancel()
+            elif isinstance(error, Exception):  # the workers that are there run it
+                return
             raise
 
     def is_mine(self) -> bool:
@@ -357,8 +359,9 @@ class WorkQueue(Books):
         for each in [*self._tasks, *(worker.task for worker in self.workers)]:
             if each is not None and each.queue is not None:  # neither cancelled nor done
                 each.abandon()
-        # Or this thread, at its end, would join itself.
-        vars(standard)["_threads_queues"].pop(threading.current_thread(), None)
+        # Or the child's end would wait for the parent's lock, and a thread that has forked for itself.
+        for thread in self.threads:
+            vars(standard)["_threads_queues"].pop(thread, None)
 
     # What a worker does.
 
@@ -447,7 +450,7 @@ class WorkQueue(Books):
     def _break(self) -> None:
         """An initializer has failed: so does all that is queued."""
         with self.lock:
-            self._is_broken = True
+            self.is_broken = True
             tasks, self._tasks = self._tasks, deque()
             claimed = [each for each in tasks if each.claim()]
             self._stale -= len(tasks) - len(claimed)
@@ -709,8 +712,14 @@ class ThreadPoolExecutor(Executor, _Standard):
     def _adjust_thread_count(self) -> None:
         """The queue starts threads, whoever has put a task there."""
 
-    def _why_useless(self) -> str | None:
-        return _BROKEN if self._queue._is_broken else None
+    @property
+    def _broken(self) -> Any:
+        # As in the standard class, whose constructor sets it to False.
+        return self._queue.is_broken and _BROKEN
+
+    @_broken.setter
+    def _broken(self, broken: Any) -> None:
+        """The queue knows."""
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None

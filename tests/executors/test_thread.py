@@ -262,6 +262,21 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (stats.submitted, stats.cancelled, stats.completed, stats.pending) == (4, 3, 1, 0)
 
 
+def test_no_further_thread_can_be_started(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a worker is there, it runs what is submitted, and who submits does not hear of it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(gate)
+        gate.wait_for()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        future = pool.submit(int)
+        gate.open()
+        assert future.result(20) == 0
+
+
 # asyncio takes the pool as its executor.
 
 

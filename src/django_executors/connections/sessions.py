@@ -7,7 +7,7 @@ makes no query, and done-callbacks meet a fresh session as the next task does.
 
 At CONN_MAX_AGE = 0 Django promises a session of one's own, and a kept one is made fresh by restoring:
 the server resets it, in a round trip that is sent when the task ends and answered when the next one
-queries, and the `__dict__` of the wrapper and of the driver's objects are put back as they were at first.
+queries, and the `__dict__` of the wrapper and of the driver's objects are put back as they first were.
 Nothing is compared, and nobody has to know what a task may have set. Only where that is proven right: on
 Django's own PostgreSQL wrappers, on psycopg 3, without a pooler. Everywhere else it is closed.
 
