@@ -30,9 +30,10 @@ if "TEST_MARIADB_URL" in os.environ:
 # Threads of the tests make no client of "default" that a server could count.
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 if "TEST_REDIS_URL" in os.environ:
-    _redis = {"LOCATION": os.environ["TEST_REDIS_URL"]}
-    CACHES["redis"] = _redis | {"BACKEND": "django.core.cache.backends.redis.RedisCache"}
-    CACHES["django-redis"] = _redis | {"BACKEND": "django_redis.cache.RedisCache"}
+    CACHES["redis"] = {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": os.environ["TEST_REDIS_URL"],
+    }
 if "TEST_MEMCACHED_ADDRESS" in os.environ:
     CACHES["memcached"] = {
         "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",

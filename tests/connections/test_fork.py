@@ -275,7 +275,7 @@ from django_executors import ThreadPoolExecutor
 from tests.support.forks import exit_code, quiet_fork, session
 from tests.support.gates import Gate
 
-ALL = {"default", "mariadb", "redis", "django-redis", "memcached"}
+ALL = {"default", "mariadb", "redis", "memcached"}
 ALIASES = sorted(ALL & {*settings.DATABASES, *settings.CACHES})
 pool, gate = ThreadPoolExecutor(2), Gate()
 lived = []

@@ -44,8 +44,7 @@ def connection_of(alias: str) -> object:
     if alias == "memcached":
         (client,) = cache._cache.clients.values()
         return client.sock.getsockname()
-    redis = cache._cache.get_client() if alias == "redis" else cache.client.get_client()
-    return redis.client_id()
+    return cache._cache.get_client().client_id()
 
 
 def use(alias: str, number: int = 0) -> tuple[int, Any]:
