@@ -235,8 +235,8 @@ class Entry:
         """Enter that it has connected."""
         with lock:
             if self.state is not CLOSED:
-                self._count("closed")  # behind Django's back
-            self._count("opened")
+                self.count("closed")  # behind Django's back
+            self.count("opened")
             self.state = OPEN
             self.serial = next(_serials)
             _open[self.key] = self.holder.entries[self.key] = self
@@ -275,9 +275,12 @@ class Entry:
             if self.state is not PARKED:
                 return False
             driver, self.driver = self.driver, None
+            permit, self.permit = self.permit, None
             self.closed()
         with contextlib.suppress(Exception):  # nobody is there to hear of it
             close_driver(driver)
+        if permit is not None:  # not before, or there would be one more than is allowed
+            permit.give_back()
         return True
 
     def closed(self) -> None:
@@ -286,7 +289,7 @@ class Entry:
             if self.state is not CLOSED:
                 self.state = CLOSED
                 _open.pop(self.key, None)
-                self._count("closed")
+                self.count("closed")
             permit, self.permit = self.permit, None
             if permit is not None:
                 permit.give_back()
@@ -318,8 +321,6 @@ class Entry:
         """Count this for the executor whose worker it happens to, if it is one."""
         if (counts := self.holder.counts) is not None:
             counts.add(what)
-
-    _count = count
 
     def is_shielded(self) -> bool:
         """Tell whether it is the caller's of a task that now runs in the calling thread."""
