@@ -89,7 +89,10 @@ def standard_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
 
 
 def our_processes(warm: Any, end: Any) -> concurrent.futures.Executor:
-    return django_executors.ProcessPoolExecutor(PROCESSES, None, processes.keep, (warm, end))
+    database = connections["default"].settings_dict
+    return django_executors.ProcessPoolExecutor(
+        PROCESSES, None, processes.use_and_keep, (database, warm, end)
+    )
 
 
 class BareDask(concurrent.futures.Executor):
@@ -117,6 +120,10 @@ class BareDask(concurrent.futures.Executor):
 
 def our_dask() -> concurrent.futures.Executor:
     return DaskExecutor(n_workers=PROCESSES, threads_per_worker=1)
+
+
+def our_dask_idle() -> concurrent.futures.Executor:
+    return DaskExecutor(n_workers=PROCESSES, threads_per_worker=1, conn_max_idle=5)
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,14 @@ PROCESSES_OURS_60 = Contestant(
 
 CLUSTER_BARE = Contestant("cluster", "bare Dask client, leaking", BareDask, "standard", place="cluster")
 CLUSTER_OURS = Contestant("cluster-ours", "django-executors, Dask", our_dask, "ours", place="cluster")
+CLUSTER_OURS_IDLE = Contestant(
+    "cluster-ours-idle",
+    "django-executors, Dask, conn_max_idle = 5",
+    our_dask_idle,
+    "ours",
+    servers=("tcp",),
+    place="cluster",
+)
 
 CONTESTANTS = (
     LEAKING,
@@ -221,6 +236,7 @@ CONTESTANTS = (
         closes=True,
     ),
     CLUSTER_OURS,
+    CLUSTER_OURS_IDLE,
 )
 # Parts of the benchmark in which not all of a place are compared.
 CHOSEN = {"cpu": (LEAKING, FLOOR, OURS, OURS_60), "pools": (CLOSING, OURS)}

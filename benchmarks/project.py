@@ -1,6 +1,7 @@
 """A Django project of one database, which can be changed for another."""
 
 import gc
+import json
 import os
 from typing import Any
 
@@ -22,9 +23,10 @@ def use(database: dict[str, Any], *, conn_max_age: int = 0) -> None:
     """
     let_go()
     del connections["default"]
-    handler = ConnectionHandler({"default": database | {"CONN_MAX_AGE": conn_max_age}})
+    database = database | {"CONN_MAX_AGE": conn_max_age}
+    handler = ConnectionHandler({"default": database})
     connections.settings["default"] = handler.settings["default"]
-    os.environ["BENCHMARK_PASSWORD"] = database.get("PASSWORD", "")
+    os.environ["BENCHMARK_DATABASE"] = json.dumps(database, default=str)
 
 
 def let_go() -> None:

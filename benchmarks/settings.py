@@ -4,11 +4,12 @@
 it ends, those of the leaking pool too.
 """
 
+import json
 import os
 
-# Workers of a cluster have the password from here: it is not sent to them.
+# A worker process is told where the database is, and has the rest from here.
 DATABASES: dict[str, dict[str, object]] = {
-    "default": {"PASSWORD": os.environ.get("BENCHMARK_PASSWORD", "")}
+    "default": json.loads(os.environ.get("BENCHMARK_DATABASE", "{}"))
 }
 INSTALLED_APPS: list[str] = []
 USE_TZ = True

@@ -7,6 +7,7 @@ from .contestants import (
     CLOSING,
     CLUSTER_BARE,
     CLUSTER_OURS,
+    CLUSTER_OURS_IDLE,
     FLOOR,
     LEAKING,
     OURS,
@@ -14,6 +15,7 @@ from .contestants import (
     OURS_IDLE,
     OURS_IDLE_60,
     PROCESSES_OURS,
+    PROCESSES_OURS_60,
     PROCESSES_STANDARD,
     Contestant,
 )
@@ -65,13 +67,12 @@ TARGETS = (
     Target("mariadb", "one", OURS_60, 0.75),
     Target("tcp", "pools", OURS, 1.00, against=CLOSING),
     Target("none", "processes-noop", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
-    Target("none", "processes-noop-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
-    Target("tcp", "processes", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
-    Target("tcp", "processes-by-one", PROCESSES_OURS, 0.9, against=PROCESSES_STANDARD),
-    Target("none", "cluster-noop", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
-    Target("none", "cluster-noop-by-one", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
-    Target("tcp", "cluster", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
-    Target("tcp", "cluster-by-one", CLUSTER_OURS, 0.9, against=CLUSTER_BARE),
+    Target("none", "processes-noop-by-one", PROCESSES_OURS, 0.85, against=PROCESSES_STANDARD),
+    Target("tcp", "processes", PROCESSES_OURS, 0.8, against=PROCESSES_STANDARD),
+    Target("tcp", "processes", PROCESSES_OURS_60, 0.95, against=PROCESSES_STANDARD),
+    Target("none", "cluster-noop", CLUSTER_OURS, 0.85, against=CLUSTER_BARE),
+    Target("none", "cluster-noop-by-one", CLUSTER_OURS, 0.95, against=CLUSTER_BARE),
+    Target("tcp", "cluster", CLUSTER_OURS_IDLE, 0.8, against=CLUSTER_BARE),
 )
 
 

@@ -10,7 +10,7 @@ from .exceptions import ConnectionLimitTimeout as ConnectionLimitTimeout
 from .exceptions import DeadlockError as DeadlockError
 from .exceptions import ExecutorError as ExecutorError
 from .exceptions import QueueFull as QueueFull
-from .execution.process import ProcessPoolExecutor as ProcessPoolExecutor
 from .immediate import ImmediateExecutor as ImmediateExecutor
+from .process import ProcessPoolExecutor as ProcessPoolExecutor
 from .registry import executors as executors
 from .thread import ThreadPoolExecutor as ThreadPoolExecutor

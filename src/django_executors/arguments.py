@@ -55,6 +55,21 @@ def check_workers(max_workers: object) -> None:
         raise TypeError(f"max_workers must be an int or None, not {max_workers!r}")
 
 
+def check_count(name: str, value: object) -> None:
+    """Refuse what is neither None nor a number of 1 or more.
+
+    Raises:
+        TypeError: it is neither None nor an int.
+        ValueError: it is below 1.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int or None, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, or None, not {value!r}")
+
+
 def check_bound(max_pending: object, when_full: object) -> None:
     """Refuse a bound on the queue that is none.
 
@@ -63,11 +78,7 @@ def check_bound(max_pending: object, when_full: object) -> None:
         ValueError: max_pending is below 1, when_full is neither "block" nor "raise", or is "raise"
             without max_pending.
     """
-    if max_pending is not None:
-        if isinstance(max_pending, bool) or not isinstance(max_pending, int):
-            raise TypeError(f"max_pending must be an int or None, not {max_pending!r}")
-        if max_pending < 1:
-            raise ValueError(f"max_pending must be 1 or more, not {max_pending!r}")
+    check_count("max_pending", max_pending)
     if when_full not in ("block", "raise"):
         raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
     if max_pending is None and when_full != "block":

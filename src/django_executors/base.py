@@ -28,6 +28,7 @@ from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
+from .arguments import check_count
 from .clock import Clock
 from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
@@ -145,7 +146,7 @@ class Books:
                 busy=busy,
                 idle=workers - busy,
                 pending=pending,
-                submitted=pending + self.begun + self.cancelled,
+                submitted=pending + busy + self.completed + self.failed + self.cancelled,
                 completed=self.completed,
                 failed=self.failed,
                 cancelled=self.cancelled,
@@ -287,11 +288,7 @@ def mapped(
     buffersize: int | None,
 ) -> Iterator[R]:
     """See `Executor.map`."""
-    if buffersize is not None:
-        if isinstance(buffersize, bool) or not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be an int or None, not {buffersize!r}")
-        if buffersize < 1:
-            raise ValueError(f"buffersize must be 1 or more, or None, not {buffersize!r}")
+    check_count("buffersize", buffersize)
     deadline = None if timeout is None else Clock.monotonic() + timeout
     futures: _Futures[R] = deque()
     submitted = _Submitted(executor, fn, iterables)

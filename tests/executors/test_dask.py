@@ -38,8 +38,7 @@ def executor() -> Iterator[DaskExecutor]:
 
 def client_of(executor: DaskExecutor) -> Any:
     executor.submit(int).result(60)
-    assert executor._link is not None
-    return executor._link._client
+    return executor._links[-1]._client
 
 
 def test_any_keyword(executor: DaskExecutor) -> None:
@@ -83,6 +82,15 @@ def test_what_tasks_leave(executor: DaskExecutor, postgres: PostgresObserver) ->
     connection.close()
     assert not postgres.left()
     assert executor.submit(tasks.names).result(60) == []
+
+
+def test_conn_max_idle(postgres: PostgresObserver) -> None:
+    """A thread keeps its session for the next task, and it is closed when no other comes."""
+    with DaskExecutor(n_workers=1, threads_per_worker=1, conn_max_idle=1.0) as idle:
+        assert len({idle.submit(tasks.server_pids).result(60) for _ in range(5)}) == 1
+        assert idle.stats().connections_reset == 4
+        connection.close()
+        assert not postgres.left()
 
 
 def test_a_cancelled_task_is_forgotten(executor: DaskExecutor, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from django_executors import ExecutorError
+from django_executors import ExecutorError, remote
 from django_executors.dask import DaskExecutor
-from django_executors.execution import databases
 from tests.support import certificates
 from tests.support import process_tasks as tasks
 from tests.support.clusters import cluster
@@ -39,80 +38,68 @@ def used(alias: str, **changes: Any) -> Iterator[None]:
         entry.update(before)
 
 
+REFUSED = "the worker {} could not be set up for Django: it has other databases than the tasks are for: "
+
+
 def test_what_travels_and_what_is_refused(tmp_path: Path) -> None:
-    """The submitter's databases do, without passwords; a worker that has others never runs a task."""
+    """Where the databases are does, without passwords; a worker that has others never runs a task."""
     password = connections.settings["default"]["PASSWORD"]
     assert password
-    with cluster(tmp_path) as found:
-        found.start_workers(1, 1)
-        host, _, port = found.address.removeprefix("tcp://").partition(":")
-        with used("default", NAME="other"):
-            with (
-                Recorder(host, int(port)) as recorder,
-                DaskExecutor(f"tcp://127.0.0.1:{recorder.port}") as executor,
-            ):
-                assert executor.submit(tasks.database).result(60) == "other"
-                said = bytes(recorder.said)
-            assert b"tests.settings" in said
-            assert password.encode() not in said
-            with DaskExecutor(found.address) as executor:
-                options = {**connections.settings["default"]["OPTIONS"], "sslpassword": "x"}
-                for changes, refusal in (
-                    ({"NAME": "app"}, r"it has other databases than the tasks are for: \['default'\]"),
-                    ({"OPTIONS": options}, r"DATABASES\['default'\]\['OPTIONS'\]\['sslpassword'\] is n"),
-                ):
-                    with used("default", **changes), pytest.raises(ExecutorError, match=refusal):
-                        executor.submit(tasks.database)
-                assert executor.submit(tasks.database).result(60) == "other"
-                found.start_workers(1, 1)  # it is set up before it runs a task
-                assert set(executor.map(tasks.database_of, range(20))) == {"other"}
-
-
-def test_what_others_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that others have set up is named; one that joins later is nobody's, and takes tasks."""
     with cluster(tmp_path) as found, distributed.Client(found.address, set_as_default=False) as client:
         old = found.start_workers(1, 1, nanny=False)
-        with used("default", NAME="other"), DaskExecutor(found.address) as executor:
+        host, _, port = found.address.removeprefix("tcp://").partition(":")
+        with (
+            used("default", NAME="other"),
+            Recorder(host, int(port)) as recorder,
+            DaskExecutor(f"tcp://127.0.0.1:{recorder.port}") as executor,
+        ):
             assert executor.submit(tasks.database).result(60) == "other"
+            said = bytes(recorder.said)
+        assert b"tests.settings" in said
+        assert password.encode() not in said
         (address,) = client.scheduler_info()["workers"]
-        found.start_workers(1, 1)
-        client.wait_for_workers(2)
         with DaskExecutor(found.address) as executor:
-            answers = [executor.submit(tasks.database) for _ in range(20)]
-            errors = {str(answer.exception(60)) for answer in answers} - {"None"}
-            assert {answer.result() for answer in answers if not answer.exception()} <= {"app"}
-            (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
-            said = f"the worker {address} could not be set up for Django: it has other databases than"
-            assert said in record.getMessage()
-            assert all(error.startswith(said) for error in errors)
+            error = executor.submit(tasks.database).exception(60)
+            assert isinstance(error, ExecutorError)
+            assert str(error) == REFUSED.format(address) + "['default']"
+            found.start_workers(1, 1)  # nobody's, and takes tasks
             old.terminate()
             old.wait(60)
-            assert wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, within=60)
+            assert wait_until(lambda: {*client.scheduler_info()["workers"]} - {address}, within=60)
             assert set(executor.map(tasks.database_of, range(20))) == {"app"}
 
 
 def test_the_settings_of_others() -> None:
     """A process that has the settings of others already runs no task with them."""
+    used = remote.used_here()
+    assert used is not None
     with pytest.raises(ImproperlyConfigured) as raised:
-        databases.set_up_once("tests.settings_with_app", lambda: connections.settings)
+        remote.set_up(used._replace(module="tests.settings_with_app"), may_move=False)
     assert str(raised.value) == (
         "it has the settings of tests.settings, and the tasks are to run with tests.settings_with_app"
     )
 
 
+def test_missing_databases() -> None:
+    """An alias that the worker's settings have not is named."""
+    used = remote.used_here()
+    assert used is not None
+    with pytest.raises(ImproperlyConfigured, match=r"^its DATABASES has no 'elsewhere'$"):
+        remote.set_up(used._replace(databases={"elsewhere": ("", "", "")}), may_move=True)
+
+
 def test_a_worker_without_the_library(tmp_path: Path) -> None:
-    """Whoever submits reads what its machine needs."""
+    """Its tasks have the error, and it goes on."""
     (tmp_path / "django_executors").mkdir()
     broken = tmp_path / "django_executors" / "__init__.py"
     broken.write_text("raise ModuleNotFoundError('not here')")
     with cluster(tmp_path) as found, distributed.Client(found.address, set_as_default=False) as client:
         found.start_workers(1, 1, PYTHONPATH=str(tmp_path))
         client.wait_for_workers(1)
-        with (
-            DaskExecutor(found.address) as executor,
-            pytest.raises(ExecutorError, match=r"ModuleNotFoundError\('not here'\)\. They need"),
-        ):
-            executor.submit(tasks.database)
+        with DaskExecutor(found.address) as executor:
+            error = executor.submit(tasks.database).exception(60)
+            assert isinstance(error, ModuleNotFoundError)
+            assert str(error) == "not here"
 
 
 def test_a_local_cluster() -> None:
@@ -122,9 +109,7 @@ def test_a_local_cluster() -> None:
         assert executor.submit(tasks.database).result(60) == "app"
         with used("default", NAME="other"):
             assert executor.submit(tasks.database).result(60) == "other"
-        link = executor._link
-        assert link is not None
-        assert link._client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert executor._links[-1]._client.scheduler.address.startswith("tls://127.0.0.1:")
 
 
 def test_tls(tmp_path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing
 import os
 import threading
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import pytest
 from django.core.cache import caches
-from django.db import connection
 
-from django_executors import ProcessPoolExecutor, ThreadPoolExecutor, all_connections
+from django_executors import ProcessPoolExecutor, ThreadPoolExecutor, all_connections, process, remote
 from tests.projects.testapp.models import Entry
 from tests.support import process_tasks as tasks
 from tests.support.cache_clients import CacheServer
@@ -40,7 +40,7 @@ def test_uses_the_database_of_the_test() -> None:
         warnings="ignore",
     )
     assert ended.stdout.endswith("\n0\n"), ended.stderr
-    assert "Ran 1 test" in ended.stderr
+    assert "Ran 2 tests" in ended.stderr
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork"])
@@ -71,10 +71,10 @@ def test_caches(cache_server: CacheServer) -> None:
     assert caches[cache_server.alias].get("used") == 1
 
 
-@pytest.mark.usefixtures("conn_max_age")
-def test_lets_go_before_it_resolves(postgres: PostgresObserver) -> None:
-    """Whatever CONN_MAX_AGE says, which the worker has from its parent; however the task ended."""
-    with ProcessPoolExecutor(2) as pool:
+@pytest.mark.parametrize("age", [0, 600, None], ids=lambda age: f"CONN_MAX_AGE={age}")
+def test_lets_go_before_it_resolves(age: int | None, postgres: PostgresObserver) -> None:
+    """Whatever CONN_MAX_AGE says, however the task ended."""
+    with ProcessPoolExecutor(2, None, tasks.set_max_age, (age,)) as pool:
         for task in (tasks.server_pids, tasks.fail, tasks.names):
             pool.submit(task).exception(60)
             assert not postgres.left()
@@ -82,32 +82,47 @@ def test_lets_go_before_it_resolves(postgres: PostgresObserver) -> None:
             future.result(60)
         assert not postgres.left()
         stats = pool.stats()
-    assert stats.connections_opened == stats.connections_closed > 0
+    assert stats.connections_opened > 0
     assert stats.connections_reset + stats.connections_reused > 0, "nothing was kept for a queued task"
 
 
 def test_another_worker_takes_the_task(postgres: PostgresObserver) -> None:
     """The worker that has kept its connection for that task lets go, though no other task comes."""
-    go_on = threading.Event()
+    calls = multiprocessing.get_context("spawn").Queue()
+    start = process._Start("worker", (None, ()), None, 0.0)
+    start.take_from(calls)
+    kept, taken = threading.Event(), threading.Event()
 
-    class SlowToPickle:
-        def __reduce__(self) -> Any:
-            assert go_on.wait(60)
-            return int, ()
+    def work() -> object:
+        worker = process._Worker(start)
+        packed = remote.pack(remote.used_here(), tasks.names, (), {}, process._dumps)
+        assert worker.run(packed, process._dumps).failed is False
+        kept.set()
+        assert taken.wait(30)
+        return worker.get()
 
-    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    with ProcessPoolExecutor(2) as pool:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(9)")
-        held = pool.submit(tasks.pass_lock, 9)
-        pool.submit(int).result(60)  # by the other worker, which is idle from now on
-        assert wait_until(lambda: postgres.execute(waiting), [(1,)].__eq__, within=30) == [(1,)]
-        queued = pool.submit(abs, SlowToPickle())
-        connection.close()  # which ends the first task
-        held.result(60)
-        assert len(postgres.settled(1)) == 1
-        go_on.set()
-        assert queued.result(60) == 0
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        calls.put("for another worker")
+        assert wait_until(lambda: not calls.empty(), within=30)
+        got = threads.submit(work)
+        assert kept.wait(30)
+        assert len(all_connections()) == 1
+        assert calls.get() == "for another worker"
+        taken.set()
+        assert not postgres.left()
+        assert not got.done()
+        calls.put("next")
+        assert got.result(30) == "next"
+    calls.close()
+    calls.join_thread()
+
+
+def test_conn_max_idle(postgres: PostgresObserver) -> None:
+    """An idle worker keeps its session for the next task, and closes it when no other comes."""
+    with ProcessPoolExecutor(1, conn_max_idle=1.0) as pool:
+        sessions = {pool.submit(tasks.server_pids).result(60) for _ in range(5)}
+        assert len(sessions) == 1
+        assert pool.stats().connections_reset == 4
         assert not postgres.left()
 
 
@@ -128,7 +143,6 @@ def test_its_last_task(postgres: PostgresObserver) -> None:
         futures = [pool.submit(tasks.server_pids) for _ in range(6)]
         assert len({future.result(60)[0] for future in futures}) == 3
         assert not postgres.left()
-        assert pool.stats().connections_opened == pool.stats().connections_closed
 
 
 def test_killed(postgres: PostgresObserver) -> None:
@@ -145,14 +159,3 @@ def test_killed(postgres: PostgresObserver) -> None:
     stats = pool.stats()
     assert (stats.workers, stats.busy, stats.pending) == (0, 0, 0)
     assert stats.completed + stats.failed == stats.submitted == 11
-
-
-def test_callback_of_a_task_that_is_refused(postgres: PostgresObserver) -> None:
-    """What it opens is closed in the thread that found the task unfit to travel."""
-    with ProcessPoolExecutor(1) as pool:
-        refused = pool.submit(tasks.names, lambda: None)
-        refused.add_done_callback(tasks.query_in_a_callback)
-        assert refused.exception(60) is not None
-        connection.close()  # the callback ran in this thread, if the task was refused before
-        assert wait_until(all_connections, lambda found: not found, within=30) == ()
-    assert not postgres.left()

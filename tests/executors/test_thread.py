@@ -225,7 +225,7 @@ def test_many_submitters() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"max_pending": 0}, ValueError, "max_pending must be 1 or more, not 0"),
+        ({"max_pending": 0}, ValueError, "max_pending must be 1 or more, or None, not 0"),
         ({"max_pending": 1.5}, TypeError, "max_pending must be an int or None, not 1.5"),
         ({"max_pending": True}, TypeError, "max_pending must be an int or None, not True"),
         ({"when_full": "wait"}, ValueError, "when_full must be 'block' or 'raise', not 'wait'"),

@@ -11,6 +11,8 @@ from django_executors import ProcessPoolExecutor
 from tests.projects.testapp.models import Entry
 from tests.support import process_tasks as tasks
 
+POOL = ProcessPoolExecutor(2)
+
 
 class ProcessCase(TransactionTestCase):
     """Worker processes use the database of the test."""
@@ -23,3 +25,7 @@ class ProcessCase(TransactionTestCase):
                 assert pool.submit(tasks.database).result() == tasks.database()
                 assert pool.submit(tasks.names).result() == ["of the test"]
                 assert pool.submit(tasks.warmth).result() == f"{method}, 1 entries"
+
+    def test_an_argument_that_queries(self) -> None:
+        """At the module's pool, which is there when the test database is dropped."""
+        assert POOL.submit(len, Entry.objects.all()).result() == 0

@@ -13,7 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.utils import timezone, translation
 
 from tests.projects.testapp.models import Entry
@@ -55,6 +55,13 @@ def names() -> list[str]:
 def warm_up(how: str) -> None:
     """An initializer, beside models."""
     warmed_up.set(f"{how}, {Entry.objects.count()} entries")
+
+
+def set_max_age(age: int | None) -> None:
+    """An initializer."""
+    for alias in connections:
+        if alias != "pooled":
+            connections.settings[alias]["CONN_MAX_AGE"] = age
 
 
 def fail(*_: object) -> None:

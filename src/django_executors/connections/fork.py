@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from django.conf import settings
 from django.core.cache import caches as django_caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -97,7 +98,8 @@ def leave_all() -> None:
             cut_off(driver)
             if isinstance(wrapper, BaseDatabaseWrapper) and not never_closes(wrapper):
                 _forget(wrapper)
-    _inherited.extend(django_caches.all(initialized_only=True) if _held else ())
+    if _held and settings.configured:
+        _inherited.extend(django_caches.all(initialized_only=True))
     caches.forget_all()
 
 

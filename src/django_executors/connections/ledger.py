@@ -20,7 +20,7 @@ import threading
 import tracemalloc
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,9 +56,21 @@ class ConnectionCounts:
         with lock:
             self._counted[what] += 1
 
+    def add_all(self, counted: Mapping[str, int]) -> None:
+        with lock:
+            self._counted.update(counted)
+
     def read(self) -> Counter[str]:
         with lock:
             return self._counted.copy()
+
+    def take(self) -> dict[str, int]:
+        """Return what was counted since this was called last."""
+        if not self._counted:
+            return {}
+        with lock:
+            taken, self._counted = self._counted, Counter()
+        return dict(taken)
 
 
 @dataclass(slots=True, eq=False)

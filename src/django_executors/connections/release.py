@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _Amiss = tuple[str, str, BaseException | None]
 
 
-def settle(holder: Holder, *, keep: bool = False, interrupted: bool = False) -> None:
+def settle(holder: Holder, *, keep: bool = False, interrupted: bool = False, since: int = 0) -> None:
     """Between two tasks of the calling worker: close all that it opened, or keep it.
 
     Whatever comes next meets wrappers as they were made: hooks, tenants and flags do not come back.
@@ -30,20 +30,36 @@ def settle(holder: Holder, *, keep: bool = False, interrupted: bool = False) -> 
         keep: there is more to do for this worker: what may be kept for it is kept.
         interrupted: the task ended by an exception that is no `Exception`, so that a query of which
             Django knows nothing may be under way.
+        since: what was used since this serial number was drawn is the worker's, and what it has kept;
+            the rest is of others who use the thread between its tasks. Cache clients are not kept then.
     """
     keep = keep and not interrupted
     amiss: list[_Amiss] = []
     if holder.caches:
-        if keep:
+        if keep and not since:
             caches.keep(holder)
         else:  # an interrupted client may have an answer under way, which the next task would get
-            amiss = _let_go_of_caches(holder, 0, forget=True)
-    _release(holder, holder.copied(), amiss, keep=keep, interrupted=interrupted)
+            amiss = _let_go_of_caches(holder, since, forget=True)
+    _release(holder, _used(holder, since), amiss, keep=keep, interrupted=interrupted)
     if amiss or thread_end.failures:
         _log(holder, amiss)
         # A log handler of the project's may have used the ORM meanwhile.
-        _release(holder, holder.copied(), [], keep=keep)
+        _release(holder, _used(holder, since), [], keep=keep)
     holder.settled()
+
+
+def _used(holder: Holder, since: int) -> list[Entry]:
+    return [
+        entry
+        for entry in holder.copied()
+        if max(entry.serial, entry.born) > since or entry.state is PARKED
+    ]
+
+
+def close_parked(holder: Holder) -> None:
+    """Close what a worker keeps for its next task. Any thread may call this."""
+    for entry in holder.copied():
+        entry.close_parked()
 
 
 def kept_until(holder: Holder, conn_max_idle: float) -> float | None:
