@@ -27,6 +27,7 @@ from django.utils.crypto import get_random_string
 from django.utils.module_loading import import_string
 
 from . import registry
+from .exceptions import ExecutorError
 from .on_commit import submit_on_commit
 
 if TYPE_CHECKING:
@@ -278,13 +279,29 @@ class _Job:
             if self.result.enqueued_at is None:  # rolled back
                 self._results.discard(self.result.id)
             else:
-                self._finish(_failed(CancelledError("the executor was shut down before the task began")))
+                self._fail(CancelledError("the executor was shut down before the task began"))
         elif (error := future.exception()) is not None:
-            self._finish(_failed(error))
+            self._fail(error)
         elif (ran := future.result()) is not None:
             begun, ended, changes = ran
             self._change(signals.task_started, **begun)
-            self._finish(changes, ended)
+            if changes.get("errors"):
+                told = changes["errors"][0].traceback
+                self._fail(ExecutorError(f"it failed in another process:\n{told}"), changes, ended)
+            else:
+                self._finish(changes, ended)
+
+    def _fail(
+        self,
+        error: BaseException,
+        changes: dict[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> None:
+        """Finish it while this error is handled: Django logs that."""
+        try:
+            raise error  # noqa: TRY301
+        except BaseException:  # noqa: BLE001 - of the task's
+            self._finish(changes or _failed(error), now)
 
     def _finish(self, changes: dict[str, Any], now: datetime | None = None) -> None:
         self._change(signals.task_finished, finished_at=now or timezone.now(), **changes)

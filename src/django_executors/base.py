@@ -50,7 +50,8 @@ class ExecutorStats:
     or, in a forked child, from the fork. `submitted` is the sum of `pending`, `busy`, `completed`,
     `failed` and `cancelled`, and `workers` is that of `busy` and `idle`. A task counts as ended once it
     has let go of its connections, before its future gives its result. Connections are those of every
-    alias that the workers opened; `connections_opened - connections_closed` of them are open.
+    alias that the workers opened; `connections_opened - connections_closed` of them are open, but for
+    those that a worker in another process has closed since its last task.
 
     Attributes:
         workers: threads of this executor; a task that runs in its caller's thread counts as one more.
@@ -450,6 +451,12 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)  # after the handler of `connections`
 
 
+def shut_all_down() -> None:
+    """Return when all executors of this process have done what they have to do, and take no more."""
+    for executor in _executors_now():
+        executor.shutdown()
+
+
 def end_forked_process(error: BaseException | None) -> NoReturn:
     """End this process, a forked child that comes back from a worker's task, in the thread that forked.
 
@@ -462,8 +469,7 @@ def end_forked_process(error: BaseException | None) -> NoReturn:
     """
     code = 1
     try:
-        for executor in _executors_now():
-            executor.shutdown()
+        shut_all_down()
         if error is None:
             code = 0
         elif not isinstance(error, SystemExit):

@@ -17,6 +17,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from django.conf import settings
+from django.db import connections
+
 from . import remote
 from .arguments import check_count, check_seconds
 from .base import follow
@@ -169,7 +172,7 @@ class DaskExecutor(RemoteExecutor):
                 link = _Link(self._books.name, *self._connect(), setup)
                 self._links[:] = [*filter(_Link.is_alive, self._links), link]
                 self._check_shutdown()
-            return self._links[-1].send(name, self._conn_max_idle, packed)
+            return self._links[-1].send(name, self._books.name, self._conn_max_idle, packed)
 
     def _check_shutdown(self) -> None:
         if self._is_shut_down:
@@ -312,11 +315,17 @@ class _Link:
         # On Python 3.11 and 3.12, a thread whose `join` was interrupted, as by Ctrl-C, says it is not.
         return self.thread.is_alive() or self.thread in threading.enumerate()
 
-    def send(self, name: str, conn_max_idle: float, packed: bytes) -> concurrent.futures.Future[Report]:
+    def send(
+        self, name: str, executor: str, conn_max_idle: float, packed: bytes
+    ) -> concurrent.futures.Future[Report]:
         """Send this call to the cluster."""
+        cluster = self._cluster
+        if cluster is not None and len(cluster.workers) < len(cluster.worker_spec):
+            # One that was long absent when its time was over: Dask forgets it, and starts no other.
+            cluster.scale(len(cluster.worker_spec))
         key = f"{name}-{uuid.uuid4()}"
         report: concurrent.futures.Future[Report] = concurrent.futures.Future()
-        call = pickle.dumps(_Call(self._topic, conn_max_idle, packed))
+        call = pickle.dumps(_Call(self._topic, executor, conn_max_idle, packed))
         with self._lock:
             if self._ends:
                 raise RuntimeError(_TOO_LATE)
@@ -403,8 +412,9 @@ class _Link:
             if report is None:
                 return
             is_running = report.running() or report.set_running_or_notify_cancel()
-            if found is not None:
+            if found is not None or not is_running:
                 del self._awaited[key]
+            if found is not None:
                 self._remotes.pop(key, None)
         if found is None or not is_running:
             return
@@ -479,14 +489,26 @@ class _Worker(remote.Worker):
     """One thread of a worker of a cluster, which runs other tasks too."""
 
     def __init__(self, address: str) -> None:
-        super().__init__("dask")
+        super().__init__(address)
         self._address = address
         self._since = 0
         self._conn_max_idle = 0.0
+        self._foreign: list[Any] = []
 
-    def begin(self, conn_max_idle: float) -> None:
-        """What is opened from now on is a task's."""
+    def begin(self, executor: str, conn_max_idle: float) -> None:
+        """What is opened from now on is a task's; what others have open in this thread is put aside."""
+        self.holder.become_worker(executor, self._counts)
         self._since, self._conn_max_idle = next_serial(), conn_max_idle
+        for wrapper in connections.all(initialized_only=True) if settings.configured else ():
+            if wrapper.connection is not None:
+                self._foreign.append(wrapper)
+                del connections[wrapper.alias]
+
+    def end(self) -> None:
+        self.holder.become_worker(None, None)
+        while self._foreign:
+            wrapper = self._foreign.pop()
+            connections[wrapper.alias] = wrapper
 
     def prepare(self, setup: Setup | None) -> None:
         try:
@@ -498,7 +520,7 @@ class _Worker(remote.Worker):
 
     def settle(self, *, interrupted: bool = False) -> None:
         holder = self.holder
-        keep = self._conn_max_idle > 0 and not release.is_limited(holder)
+        keep = self._conn_max_idle > 0 and not self._foreign and not release.is_limited(holder)
         release.settle(holder, keep=keep, interrupted=interrupted, since=self._since)
         if (until := release.kept_until(holder, self._conn_max_idle)) is not None:
             _reaper.close_at(until, holder)
@@ -517,14 +539,14 @@ class _Call:
         return _run, self._arguments
 
 
-def _run(topic: str, conn_max_idle: float, packed: bytes) -> Report:
+def _run(topic: str, executor: str, conn_max_idle: float, packed: bytes) -> Report:
     """Run one task in the calling thread."""
     dask_worker = distributed.get_worker()
     key = dask_worker.get_current_task()
     if not hasattr(_local, "worker"):
         _local.worker = _Worker(dask_worker.address)
     worker: _Worker = _local.worker
-    worker.begin(conn_max_idle)
+    worker.begin(executor, conn_max_idle)
     running = {key}
 
     def tell() -> None:
@@ -536,6 +558,7 @@ def _run(topic: str, conn_max_idle: float, packed: bytes) -> Report:
         return worker.run(packed, _dumps)
     finally:
         running.clear()
+        worker.end()
 
 
 class _Reaper:

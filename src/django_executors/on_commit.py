@@ -127,8 +127,10 @@ class OnCommitFuture(TaskFuture[R]):
 
     def cancel(self) -> bool:
         if self._decide() is not None:
-            super().cancel()
-            self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+            try:
+                super().cancel()
+            finally:  # whatever a callback has raised
+                self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
             return True
         submitted = self._submitted
         if submitted is not None:

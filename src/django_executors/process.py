@@ -13,6 +13,7 @@ import contextvars
 import functools
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import queue
@@ -27,12 +28,12 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from . import remote
-from .arguments import check_seconds, check_workers
-from .base import follow, mapped
+from .arguments import check_count, check_seconds, check_workers
+from .base import follow, mapped, shut_all_down
 from .clock import Clock
 from .connections import fork, release
 from .immediate import InCallersThreads
-from .remote import RemoteBooks, RemoteExecutor, Report, Setup
+from .remote import RemoteBooks, RemoteExecutor, RemoteTask, Report, Setup
 
 R = TypeVar("R")
 
@@ -64,10 +65,18 @@ class _Start:
     ) -> None:
         self.name = name
         self.calls: Any = None
+        self.has_initializer = initializer[0] is not None
         self.max_tasks = max_tasks
         self.conn_max_idle = conn_max_idle
         self._setup: Setup | None = None
         self._initializer: Any = initializer
+
+    def be_called(self, name: str) -> None:
+        self.name = name
+
+    def be_for(self, setup: Setup | None) -> None:
+        """This is what processes that are started from now on need to know of Django."""
+        self._setup = setup
 
     def take_from(self, calls: Any) -> None:
         """This is the queue, which the pool makes with what it gives its processes."""
@@ -78,13 +87,12 @@ class _Start:
             pickled = _dumps(self._initializer)
         except Exception as error:
             raise pickle.PicklingError(f"initializer or initargs cannot be pickled: {error}") from error
-        return vars(self) | {"_setup": remote.used_here(), "_initializer": pickled}
+        return vars(self) | {"_initializer": pickled}
 
     def set_up(self) -> Setup | None:
         """Set Django up, if this process was not forked from one in which it is."""
-        setup = self._setup or remote.used_here()
-        remote.set_up(setup, may_move=True)
-        return setup
+        remote.set_up(self._setup, may_move=True)
+        return self._setup
 
     def initialize(self) -> None:
         """Run the user's initializer."""
@@ -98,7 +106,13 @@ class _Worker(remote.Worker):
     """The one of a worker process."""
 
     def __init__(self, start: _Start) -> None:
-        self._setup = start.set_up()
+        self._setup: Setup | None = None
+        try:
+            self._setup = start.set_up()
+        except Exception:
+            if start.has_initializer:  # which may need it
+                raise
+            # Each task raises it again, in `prepare`.
         super().__init__(start.name)
         self._calls = start.calls
         self._get = start.calls.get
@@ -163,12 +177,31 @@ def _begin_in_context(start: _Start) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fork.leave_all()
     _workers.append(worker := _Worker(start))
-    start.initialize()
+    # What tasks submit here, to executors of this process, is done before it ends.
+    multiprocessing.util.Finalize(None, shut_all_down, exitpriority=100)  # before their queues
+    error: BaseException | None = None
+    try:
+        start.initialize()
+    except BaseException as raised:  # noqa: BLE001 - raised below
+        error = raised
+    worker.end_if_forked(error)
+    if error is not None:
+        raise error
     worker.initialized()
     start.calls.get = worker.get
 
 
-def _run(packed: bytes) -> Report:
+class _Refused:
+    """Stands for a call that could not be pickled, and cannot be."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __reduce__(self) -> str:
+        raise self._error
+
+
+def _run(packed: Any) -> Report:
     return _workers[-1].run(packed, _dumps)
 
 
@@ -234,9 +267,9 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
 
     def _begin_anew(self) -> None:
         max_workers, mp_context, max_tasks = self._made_with
-        start = _Start(self._name, self._users_initializer, max_tasks, self._conn_max_idle)
-        super().__init__(max_workers, mp_context, _begin, (start,), max_tasks_per_child=max_tasks)
-        start.take_from(vars(self)["_call_queue"])
+        self._start = _Start(self._name, self._users_initializer, max_tasks, self._conn_max_idle)
+        super().__init__(max_workers, mp_context, _begin, (self._start,), max_tasks_per_child=max_tasks)
+        self._start.take_from(vars(self)["_call_queue"])
         self._ending = threading.RLock()
         self._most_processes: int = vars(self)["_max_workers"]
         self._books = books = _Books(self._name, weakref.ref(self))
@@ -251,15 +284,25 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
     def _send(self, setup: Setup | None, name: str, packed: bytes) -> Any:
         if not self._processes:
             remote.check_may_start_processes()
-        return _Standard.submit(self, _run, packed)
+        self._start.be_for(setup)
+        sent: Any = _Standard.submit(self, _run, packed)
+        return sent
+
+    def _refuse(self, task: RemoteTask[Any], error: Exception) -> None:
+        # It takes its place in the queue, and starts a process, as in the standard class.
+        task.follow(_Standard.submit(self, _run, _Refused(error)))
 
     def _end(self) -> None:
         with self._ending:  # two threads at once find things half taken apart
             _Standard.shutdown(self)
 
+    def _be_called(self, name: str) -> None:
+        super()._be_called(name)
+        self._start.be_called(name)
+
     def _adjust_process_count(self) -> None:
-        # The standard one counts as idle what has been replaced since, and then starts too few, or none
-        # (CPython's issue 115634).
+        super()._adjust_process_count()
+        # It counts as idle what has been replaced since (CPython's issue 115634).
         while len(self._processes) < min(self._most_processes, len(self._pending_work_items)):
             self._spawn_process()  # type: ignore[attr-defined]
 
@@ -282,14 +325,14 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
 
         Raises:
             ValueError: chunksize or buffersize is below 1.
+            TypeError: one of them is no int.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be 1 or more, not {chunksize!r}")
+        check_count("chunksize", chunksize)
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, buffersize=buffersize)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
         results = mapped(self, _InChunks(fn), (chunks,), timeout, buffersize)
-        return itertools.chain.from_iterable(results)
+        return _flat(results)
 
 
 class _Books(RemoteBooks):
@@ -297,7 +340,8 @@ class _Books(RemoteBooks):
 
     def _processes(self) -> dict[int, Any]:
         pool = self.executor()
-        return {} if pool is None else vars(pool)["_processes"] or {}
+        is_there = pool is not None and not pool._broken
+        return (is_there and vars(pool)["_processes"]) or {}
 
     @property
     def workers(self) -> int:
@@ -330,6 +374,11 @@ def _context(asked: BaseContext | str | None) -> BaseContext:
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[tuple[Any, ...], ...]]:
     while chunk := tuple(itertools.islice(items, size)):
         yield chunk
+
+
+def _flat(chunks: Iterator[list[R]]) -> Iterator[R]:
+    for chunk in chunks:
+        yield from chunk
 
 
 class _InChunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import logging
 from collections.abc import Iterator
@@ -97,8 +98,11 @@ class Executors:
 
     def _forget(self, *, setting: str, **kwargs: Any) -> None:
         if setting == conf.EXECUTORS:
-            self._made = {}
+            self._drop()
             self._is_shut_down = False
+
+    def _drop(self) -> None:
+        self._made = {}
 
 
 def named() -> dict[str, conf.Named]:
@@ -144,5 +148,7 @@ def make(alias: str) -> Executor:
 
 #: Those of this process.
 executors = Executors()
+# Before modules are taken apart: the standard process pool's own end needs some.
+atexit.register(executors._drop)
 
 setting_changed.connect(executors._forget, dispatch_uid="django_executors.registry")

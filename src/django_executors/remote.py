@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import django
 from django.apps import apps
-from django.conf import UserSettingsHolder, settings
+from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
@@ -96,7 +96,7 @@ def used_here() -> Setup | None:
     Raises:
         ImproperlyConfigured: a database is in this process's memory.
     """
-    if not settings.configured:
+    if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
         return None
     found = {}
     for alias, database in connections.settings.items():
@@ -144,7 +144,7 @@ def set_up(wanted: Setup | None, *, may_move: bool) -> None:
                     "settings.configure(): put them in a module that DJANGO_SETTINGS_MODULE names, or "
                     "call it at the main module's top"
                 )
-            os.environ["DJANGO_SETTINGS_MODULE"] = wanted.module
+            os.environ[ENVIRONMENT_VARIABLE] = wanted.module
         try:
             _use(wanted, may_move=may_move or not apps.ready)
             if not apps.ready:
@@ -171,6 +171,9 @@ def _use(wanted: Setup, *, may_move: bool) -> None:
     if others and not may_move:
         raise ImproperlyConfigured(f"it has other databases than the tasks are for: {sorted(others)}")
     for alias, where in others.items():
+        if here[alias].get("OPTIONS", {}).get("pool"):
+            pooled: Any = connections[alias]
+            pooled.close_pool()  # its connections are to the other one
         here[alias].update(zip(_WHERE, where, strict=True))
 
 
@@ -255,6 +258,11 @@ class Worker:
         self._context = context.copy()
         self._context.run(caches.forget_all)
 
+    def end_if_forked(self, error: BaseException | None) -> None:
+        """In a child that the user's code has forked, end it: the rest of the work is the parent's."""
+        if os.getpid() != self._pid:
+            end_forked_process(error)
+
     def settle(self, *, interrupted: bool = False) -> None:
         """Between two tasks: close what the last one opened, or keep it."""
         raise NotImplementedError
@@ -285,8 +293,7 @@ class Worker:
         else:
             task = Task(self, _load_and_call, (_load_and_call, (call, dumps), {}), None, changes)
             result, error = task.run(self._context)
-        if os.getpid() != self._pid:
-            end_forked_process(error)
+        self.end_if_forked(error)
         context.end(holder)
         if holder.is_holding:
             self.settle(interrupted=error is not None and not isinstance(error, Exception))
@@ -323,7 +330,8 @@ def _dump_error(dumps: Dumps, fn: Any, error: BaseException) -> bytes:
     """
     text = "".join(traceback.format_exception(error))
     # They are in the text. Some serializers send them too, with all that they refer to.
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    for name in ("__traceback__", "__cause__", "__context__"):
+        object.__setattr__(error, name, None)  # also where its class is a frozen dataclass
     try:
         packed = dumps((error, text))
         pickle.loads(packed)
@@ -333,13 +341,15 @@ def _dump_error(dumps: Dumps, fn: Any, error: BaseException) -> bytes:
 
 
 def _unpicklable(what: str, fn: Any, raised: BaseException) -> pickle.PicklingError:
-    return pickle.PicklingError(f"the {what} of task={task_name(fn)} cannot be pickled: {raised}")
+    return pickle.PicklingError(
+        f"the {what} of task={task_name(fn)} cannot be pickled: {_told(raised, with_class=False)}"
+    )
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException, *, with_class: bool = True) -> str:
     try:
-        return f"{type(error).__qualname__}: {error}"
-    except Exception:  # noqa: BLE001 - the user's own `__str__`
+        return f"{type(error).__qualname__}: {error}" if with_class else str(error)
+    except BaseException:  # noqa: BLE001 - the user's own `__str__`
         return type(error).__qualname__
 
 
@@ -353,7 +363,7 @@ def _load(report: Report, fn: Any) -> tuple[Any, BaseException | None]:
         if not report.failed:
             return value, None
         error, text = value
-        error.__cause__ = _remote_traceback(f'\n"""\n{text}"""')
+        object.__setattr__(error, "__cause__", _remote_traceback(f'\n"""\n{text}"""'))
     except BaseException as raised:  # noqa: BLE001 - of whatever class
         what = "error" if report.failed else "result"
         error = UnpicklingError(
@@ -368,6 +378,8 @@ class RemoteTask(TaskFuture[R]):
 
     #: None before it is sent, and from its end on.
     sent: concurrent.futures.Future[Report] | None = None
+    #: The thread that submits it, while it does.
+    _submitter: int | None = None
 
     def __init__(self, books: RemoteBooks, fn: Callable[..., R]) -> None:
         super().__init__()
@@ -379,7 +391,9 @@ class RemoteTask(TaskFuture[R]):
         """Get what this one gets."""
         self.sent = sent
         self._books.sent(self)
+        self._submitter = threading.get_ident()
         sent.add_done_callback(self._arrived)
+        self._submitter = None
 
     def refuse(self, error: Exception) -> None:
         """It cannot be sent."""
@@ -388,18 +402,36 @@ class RemoteTask(TaskFuture[R]):
 
     def running(self) -> bool:
         sent = self.sent
-        return sent is not None and sent.running()
+        return sent is not None and not sent.cancelled() and (sent.running() or sent.done())
+
+    def cancelled(self) -> bool:
+        sent = self.sent
+        return super().cancelled() or (sent is not None and sent.cancelled())
+
+    def done(self) -> bool:
+        return super().done() or self.cancelled()
 
     def cancel(self) -> bool:
         sent = self.sent
         return (sent is not None and sent.cancel()) or self.cancelled()
 
+    def abandon(self) -> None:
+        self.sent = None
+        super().abandon()
+
     def _arrived(self, sent: concurrent.futures.Future[Report]) -> None:
         """Called once, in the thread that settles `sent`, or that cancels it."""
         if sent.cancelled():
             self._withdraw()
-            return
+        elif self._submitter == threading.get_ident():
+            # It was there already. The submitter's thread may run an event loop, or be in a transaction.
+            threading.Thread(target=self._settle, args=(sent,)).start()
+        else:
+            self._settle(sent)
+
+    def _settle(self, sent: concurrent.futures.Future[Report]) -> None:
         books, fn, error = self._books, self.fn, sent.exception()
+        is_broken = isinstance(error, concurrent.futures.BrokenExecutor)
         try:
             with books.settling(), connection_scope():  # what loading and callbacks query
                 result: Any = None
@@ -420,15 +452,17 @@ class RemoteTask(TaskFuture[R]):
         except BaseException:  # SystemExit, of a callback: this thread is everybody's, and stays
             logger.critical("Exception in worker", exc_info=True)
         self.fn = None
-        books.forget(self, is_broken=isinstance(error, concurrent.futures.BrokenExecutor))
+        books.forget(self, is_broken=is_broken)
 
     def _withdraw(self) -> None:
         with self._books.lock:
             self.sent = None
             self._books.task_cancelled()
         self._books.forget(self)
-        super().cancel()
-        self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+        try:
+            super().cancel()
+        finally:  # whatever a callback has raised
+            self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
 
     def _waiting(self) -> None:
         if not self.done() and self._books.is_settling():
@@ -470,7 +504,7 @@ class RemoteBooks(Books):
         return sum(task.sent is not None for task in self._tasks) - self._handed_over()
 
     def _handed_over(self) -> int:
-        """How many tasks workers run. One task more than there are workers waits where they take it."""
+        """How many tasks workers run. More are handed over, and wait where workers take them."""
         running, workers = sum(task.running() for task in self._tasks), self.workers
         return running if workers is None else min(running, workers)
 
@@ -580,7 +614,7 @@ class RemoteExecutor(Executor):
         try:
             packed = pack(setup, fn, args, kwargs, self._dumps)
         except Exception as error:  # noqa: BLE001 - it is the future's
-            task.refuse(error)
+            self._refuse(task, error)
         else:
             task.follow(self._send(setup, task_name(fn), packed))
         return task
@@ -588,6 +622,10 @@ class RemoteExecutor(Executor):
     def _send(self, setup: Setup | None, name: str, packed: bytes) -> Any:
         """Have a worker run a call, and return the future of its report."""
         raise NotImplementedError
+
+    def _refuse(self, task: RemoteTask[Any], error: Exception) -> None:
+        """Give a task the error for which it cannot be sent."""
+        task.refuse(error)
 
     def _end(self) -> None:
         """Return when all tasks have ended, and the workers."""
@@ -609,18 +647,23 @@ class RemoteExecutor(Executor):
         Raises:
             TypeError: timeout is no number.
             ValueError: timeout is below 0, or given together with `wait=False`.
+            RuntimeError: called, to wait, in the thread that runs done-callbacks. Tasks are refused from
+                then on all the same.
         """
         seconds = check_timeout(timeout, wait=wait)
         notice_fork()
         self._is_shut_down = True
         books = self._books
         not_run = books.cancel_pending() if cancel_futures else Counter[str]()
-        if wait and seconds is None:
+        would_wait_for_itself = wait and books.is_settling()
+        if wait and seconds is None and not would_wait_for_itself:
             self._end()
             return
         ender = threading.Thread(target=self._end, name=f"{books.name}-shutdown", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter exits, which waits for all anyway
             ender.start()
+        if would_wait_for_itself:
+            raise RuntimeError("shutdown() was called in a done-callback, and would wait for itself")
         if seconds is None:
             return
         running: Counter[str] = Counter()
@@ -634,10 +677,10 @@ class RemoteExecutor(Executor):
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers.
 
-        Workers are processes; on a cluster, which others use too, each task that runs counts as one. A
-        task counts as begun when a worker may take it, or, on a cluster, has said so; its seconds, and
-        its worker's connections, when its report has come. What a worker closes after that is told by
-        its next one. Any thread may call this, at any time.
+        Workers are processes; on a cluster, which others use too, each task that runs counts as one, and
+        there is none without. A task counts as begun when a worker may take it, or, on a cluster, has
+        said so; its seconds, and its worker's connections, when its report has come. What a worker
+        closes after that is told by its next one. Any thread may call this, at any time.
         """
         return self._books.stats()
 

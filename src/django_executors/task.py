@@ -247,10 +247,12 @@ class Task(TaskFuture[R]):
             return False
         queue, self.queue = self.queue, None
         self.drop_call()
-        super().cancel()
-        self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
-        if queue is not None:
-            queue.task_cancelled()
+        try:
+            super().cancel()
+        finally:  # whatever a callback has raised
+            self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+            if queue is not None:
+                queue.task_cancelled()
         return True
 
     def _waiting(self) -> AbstractContextManager[None] | None:

@@ -84,6 +84,24 @@ def test_what_tasks_leave(executor: DaskExecutor, postgres: PostgresObserver) ->
     assert executor.submit(tasks.names).result(60) == []
 
 
+@pytest.mark.parametrize("conn_max_idle", [0, 5])
+def test_tasks_of_others(conn_max_idle: float, postgres: PostgresObserver) -> None:
+    """What another client's task has open in the thread is not used by ours, nor closed or counted."""
+    with DaskExecutor(n_workers=1, threads_per_worker=1, conn_max_idle=conn_max_idle) as shared:
+        client = client_of(shared)
+        theirs = client.submit(tasks.server_pids, pure=False).result()
+        client.submit(tasks.leave_a_transaction_open, pure=False).result()
+        assert shared.submit(tasks.names).result(60) == []
+        assert shared.submit(tasks.create, "ours").result(60) is None
+        assert shared.submit(tasks.server_pids).result(60) != theirs
+        assert client.submit(tasks.names, pure=False).result() == ["not committed", "ours"]
+        assert client.submit(tasks.server_pids, pure=False).result() == theirs
+        stats = shared.stats()
+        assert stats.connections_opened == stats.connections_closed == 3
+        client.submit(tasks.close_all, pure=False).result()
+    assert tasks.names() == ["ours"]
+
+
 def test_conn_max_idle(postgres: PostgresObserver) -> None:
     """A thread keeps its session for the next task, and it is closed when no other comes."""
     with DaskExecutor(n_workers=1, threads_per_worker=1, conn_max_idle=1.0) as idle:

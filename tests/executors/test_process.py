@@ -143,6 +143,7 @@ def test_its_last_task(postgres: PostgresObserver) -> None:
         futures = [pool.submit(tasks.server_pids) for _ in range(6)]
         assert len({future.result(60)[0] for future in futures}) == 3
         assert not postgres.left()
+        assert pool.stats().connections_opened == pool.stats().connections_closed
 
 
 def test_killed(postgres: PostgresObserver) -> None:

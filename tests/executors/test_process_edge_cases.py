@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import multiprocessing
+import os
 import pickle
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +77,40 @@ def test_other_databases(
         assert not postgres.left("other")
 
 
+def test_other_databases_with_a_pool_of_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool of the old ones is closed, and nothing of it is used."""
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(tasks.database_of_alias, "pooled").result(60) == "pooled"
+        monkeypatch.setitem(connections.settings["pooled"], "NAME", "other")
+        assert pool.submit(tasks.database_of_alias, "pooled").result(60) == "other"
+
+
+def test_an_initializer_that_forks() -> None:
+    """The child is none of the pool's workers."""
+    with ProcessPoolExecutor(1, initializer=os.fork) as pool:
+        futures = [pool.submit(abs, -number) for number in range(8)]
+        assert [future.result(60) for future in futures] == list(range(8))
+
+
+def test_databases_that_are_of_no_use_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is started meanwhile, in the place of another one, is as that was."""
+    with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(tasks.process_id) for _ in range(3)]
+        monkeypatch.setitem(connections.settings["sqlite"], "NAME", ":memory:")
+        assert len({future.result(60) for future in futures}) == 3
+
+
+def test_chunks_can_be_given_up() -> None:
+    """As without chunks."""
+    with (
+        ProcessPoolExecutor(1) as pool,
+        contextlib.closing(pool.map(abs, [-1] * 9, chunksize=2)) as found,
+    ):
+        assert next(found) == 1
+    with pytest.raises(TypeError, match="chunksize must be an int"):
+        pool.map(abs, [1], chunksize=2.5)  # type: ignore[arg-type]
+
+
 def test_a_pool_that_nobody_refers_to() -> None:
     """All of its tasks run, also when its processes are replaced; then it ends, with its processes."""
 
@@ -131,15 +168,36 @@ for method in ("spawn", "forkserver", "fork"):
         try:
             print(pool.submit(divmod, 7, 2).result(30))
         except Exception as error:
-            print(type(error).__name__)
+            print(f"{type(error).__name__}: {error}")
 """
 
 
 def test_settings_of_no_module() -> None:
-    """A worker process cannot have them, but by a fork, and says so."""
+    """A worker process cannot have them, but by a fork, and each task says so."""
     ended = run_python(SETTINGS, settings=None, warnings="ignore")
-    assert ended.stdout == "BrokenProcessPool\nBrokenProcessPool\n(3, 1)\n", ended.stderr
-    assert "settings.configure()" in ended.stderr
+    refused = "ImproperlyConfigured: a worker process needs the settings, and its parent's are from"
+    assert ended.stdout.splitlines()[2] == "(3, 1)", ended.stderr
+    assert all(said.startswith(refused) for said in ended.stdout.splitlines()[:2]), ended.stdout
+
+
+def test_settings_that_nobody_has_read() -> None:
+    """They are set up in the worker, if the environment names them."""
+    code = """
+    from django_executors import ProcessPoolExecutor
+    with ProcessPoolExecutor(1) as pool:
+        print(pool.submit(eval, "__import__('django.apps').apps.apps.ready").result(30))
+    """
+    ended = run_python(code, settings=None, warnings="ignore", DJANGO_SETTINGS_MODULE="tests.settings")
+    assert ended.stdout == "True\n", ended.stderr
+
+
+@pytest.mark.parametrize("max_tasks_per_child", [None, 1])
+def test_pools_of_worker_processes(max_tasks_per_child: int | None, tmp_path: Path) -> None:
+    """What a task submits to an executor of its process runs before that ends, and it does end."""
+    with ProcessPoolExecutor(1, max_tasks_per_child=max_tasks_per_child) as pool:
+        for _ in range(2):
+            pool.submit(tasks.submit_to_a_pool_of_its_own, str(tmp_path / "calls")).result(60)
+    assert (tmp_path / "calls").read_text() == "called\n" * 2
 
 
 def test_without_django() -> None:

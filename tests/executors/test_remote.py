@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import pytest
 from django.db import connection
 from django.utils.functional import SimpleLazyObject
 
-from django_executors import DeadlockError, ExecutorError, ProcessPoolExecutor, all_connections
+from django_executors import (
+    DeadlockError,
+    ExecutorError,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    all_connections,
+)
 from tests.projects.testapp.models import Entry
 from tests.support import process_tasks as tasks
 from tests.support.forks import fork
-from tests.support.kinds import made_once
+from tests.support.kinds import made_once, make
 from tests.support.observers import PostgresObserver
 from tests.support.waiting import wait_until
 
@@ -63,6 +71,53 @@ def test_what_cannot_travel(executor: Any, postgres: PostgresObserver) -> None:
     error = executor.submit(partial(dict, end=LOCK)).exception(60)
     assert "the function of task=builtins.dict, a partial, can" in str(error)
     assert not postgres.left()
+
+
+def test_errors_that_are_hard_to_send(executor: Any) -> None:
+    """Whatever they do as they are pickled or told, the worker goes on, and their traceback comes."""
+    for task in (tasks.raise_frozen, tasks.raise_untold):
+        found = executor.submit(task).exception(60)
+        assert isinstance(found, PicklingError)
+        assert f"in {task.__name__}" in str(found.__cause__)
+
+
+def test_a_shutdown_in_a_callback(executor: Any, request: pytest.FixtureRequest) -> None:
+    """It refuses tasks, and says that it would wait for itself, while another thread waits."""
+    own = make(request.node.callspec.params["executor"])
+    errors: list[BaseException] = []
+
+    def end(_: object) -> None:
+        try:
+            own.shutdown()
+        except RuntimeError as error:
+            errors.append(error)
+
+    future = own.submit(tasks.doubled, 2)
+    future.add_done_callback(end)
+    own.shutdown()
+    assert future.result(0) == 4
+    assert len(errors) == 1 or not future.exception()
+
+
+def test_a_report_that_is_there_already(postgres: PostgresObserver) -> None:
+    """It is loaded in a thread in which the ORM works, also where an event loop submits."""
+    with ProcessPoolExecutor(1) as pool, ThreadPoolExecutor(1) as threads:
+        pool.submit(int).result(60)
+        holds = threading.Event()
+
+        def hold() -> None:
+            with pool._books.lock:
+                holds.set()
+                assert wait_until(lambda: bool(pool._pending_work_items), within=30)
+                assert wait_until(lambda: not pool._pending_work_items, within=30)
+
+        async def submit() -> Any:
+            threads.submit(hold)
+            assert holds.wait(30)
+            return await asyncio.wait_for(asyncio.wrap_future(pool.submit(tasks.give_what_queries)), 60)
+
+        assert isinstance(asyncio.run(submit()), tasks.Queries)
+        assert not postgres.left()
 
 
 def test_the_remote_traceback(executor: Any) -> None:

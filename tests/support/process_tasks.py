@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from django.conf import settings
 from django.db import connection, connections, transaction
 from django.utils import timezone, translation
 
+from django_executors import ProcessPoolExecutor
 from tests.projects.testapp.models import Entry
 from tests.support.cache_clients import connection_of
 from tests.support.forks import server_pid
@@ -28,6 +30,12 @@ warmed_up: contextvars.ContextVar[str] = contextvars.ContextVar("warmed_up", def
 
 def database() -> str:
     with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database()")
+        return str(cursor.fetchone()[0])
+
+
+def database_of_alias(alias: str) -> str:
+    with connections[alias].cursor() as cursor:
         cursor.execute("SELECT current_database()")
         return str(cursor.fetchone()[0])
 
@@ -87,6 +95,10 @@ def leave_a_transaction_open() -> None:
     Entry.objects.create(name="not committed")
 
 
+def close_all() -> None:
+    connections.close_all()
+
+
 def settings_module() -> str:
     return f"{settings.SETTINGS_MODULE} {os.environ['DJANGO_SETTINGS_MODULE']}"
 
@@ -115,6 +127,31 @@ class Required(Exception):
 
 def raise_required() -> None:
     raise Required("told", 7)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """An error whose attributes nobody may set."""
+
+    code: int
+
+
+def raise_frozen() -> None:
+    raise Frozen(7)
+
+
+class Untold(Exception):
+    """An error that can neither be pickled nor told."""
+
+    def __reduce__(self) -> str:
+        raise Untold
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+def raise_untold() -> None:
+    raise Untold
 
 
 class Lazy(Exception):
@@ -231,6 +268,16 @@ def send(end: Connection[Any, Any], what: str) -> None:
 def append_a_line(path: str) -> None:
     with Path(path).open("a") as calls:
         calls.write("called\n")
+
+
+_pools: list[ProcessPoolExecutor] = []
+
+
+def submit_to_a_pool_of_its_own(path: str) -> None:
+    """Which lives as long as this process."""
+    if not _pools:
+        _pools.append(ProcessPoolExecutor(1))
+    _pools[0].submit(append_a_line, path)
 
 
 class Stays:

@@ -133,7 +133,8 @@ class Holder:
         """Whether somebody lets go of what this thread makes now."""
         return bool(self.executor or self.works_for or self.scopes)
 
-    def become_worker(self, executor: str, counts: ConnectionCounts) -> None:
+    def become_worker(self, executor: str | None, counts: ConnectionCounts | None) -> None:
+        """Be one of this executor's from now on; None: of nobody's."""
         self.executor = executor
         self.counts = counts
 
