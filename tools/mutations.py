@@ -981,9 +981,9 @@ MUTATIONS = [
         "who waits for a cancelled task hears of it",
         "fast",
         "contract/test_standard_behaviour.py executors/test_thread.py",
-        "super().cancel() self.set_running_or_notify_cancel() # or `wait` and `as_completed` sleep on "
+        "self.set_running_or_notify_cancel() # or `wait` and `as_completed` sleep on "
         "if queue is not None:",
-        "super().cancel()\n        if queue is not None:",
+        "if queue is not None:",
     ),
     Mutation(
         "a cancelled task is not pending",
@@ -1355,6 +1355,55 @@ MUTATIONS = [
         "executors/test_dask.py",
         "release.close_parked(holder)",
         "pass",
+    ),
+    Mutation(
+        "a report that is there already is not loaded in the submitter's thread",
+        "servers",
+        "executors/test_remote.py",
+        "elif self._submitter == threading.get_ident():",
+        "elif False:",
+    ),
+    Mutation(
+        "a shutdown in a done-callback does not wait for itself",
+        "servers",
+        "executors/test_remote.py",
+        "would_wait_for_itself = wait and books.is_settling()",
+        "would_wait_for_itself = False",
+    ),
+    Mutation(
+        "a pool of Django's is closed with the databases that it is for",
+        "servers",
+        "executors/test_process_edge_cases.py",
+        "pooled.close_pool()",
+        "pass",
+    ),
+    Mutation(
+        "a process is replaced by one that is set up as it was",
+        "servers",
+        "executors/test_process_edge_cases.py",
+        "self._start.be_for(setup)",
+        "pass",
+    ),
+    Mutation(
+        "what a worker process has submitted runs before it ends",
+        "servers",
+        "executors/test_process_edge_cases.py",
+        "multiprocessing.util.Finalize(None, shut_all_down, exitpriority=100)",
+        "pass",
+    ),
+    Mutation(
+        "the child of an initializer that forks is no worker",
+        "servers",
+        "executors/test_process_edge_cases.py",
+        "worker.end_if_forked(error) if error is not None:",
+        "if error is not None:",
+    ),
+    Mutation(
+        "what others have open in a thread of a cluster is put aside",
+        "servers",
+        "executors/test_dask.py",
+        "del connections[wrapper.alias] def end",
+        "pass\n\n    def end",
     ),
     # What is named in the settings.
     Mutation(

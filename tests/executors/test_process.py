@@ -77,6 +77,8 @@ def test_lets_go_before_it_resolves(age: int | None, postgres: PostgresObserver)
     with ProcessPoolExecutor(2, None, tasks.set_max_age, (age,)) as pool:
         for task in (tasks.server_pids, tasks.fail, tasks.names):
             pool.submit(task).exception(60)
+            stats = pool.stats()  # as its report has told, with its end
+            assert stats.connections_opened == stats.connections_closed
             assert not postgres.left()
         for future in [pool.submit(tasks.doubled, number) for number in range(50)]:
             future.result(60)

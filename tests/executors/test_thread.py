@@ -109,6 +109,21 @@ def test_blocks(gate: Gate, submitter: concurrent.futures.Executor) -> None:
     assert pool.stats().rejected == 0
 
 
+def test_a_callback_that_exits_as_its_future_is_cancelled(gate: Gate) -> None:
+    """Whoever cancels gets the SystemExit; who waits hears of it, and the place is free."""
+    with ThreadPoolExecutor(1, max_pending=1, when_full="raise") as pool:
+        pool.submit(gate)
+        gate.wait_for()
+        future = pool.submit(int)
+        future.add_done_callback(lambda _: sys.exit())
+        with pytest.raises(SystemExit):
+            future.cancel()
+        assert concurrent.futures.wait([future], 20).done == {future}
+        assert (pool.stats().pending, pool.stats().cancelled) == (0, 1)
+        pool.submit(int)
+        gate.open()
+
+
 @pytest.mark.parametrize("options", [{}, {"cancel_futures": True}, {"timeout": 20}], ids=repr)
 def test_shutdown_wakes_up(
     options: dict[str, Any], gate: Gate, submitter: concurrent.futures.Executor
