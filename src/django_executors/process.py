@@ -65,6 +65,9 @@ class _Start:
     ) -> None:
         self.name = name
         self.calls: Any = None
+        #: How many tasks wait to be put in that queue. Written by the parent alone, and read without a
+        #: lock: a worker that is killed could keep that.
+        self.waiting: Any = None
         self.has_initializer = initializer[0] is not None
         self.max_tasks = max_tasks
         self.conn_max_idle = conn_max_idle
@@ -78,9 +81,10 @@ class _Start:
         """This is what processes that are started from now on need to know of Django."""
         self._setup = setup
 
-    def take_from(self, calls: Any) -> None:
+    def take_from(self, calls: Any, waiting: Any) -> None:
         """This is the queue, which the pool makes with what it gives its processes."""
         self.calls = calls
+        self.waiting = waiting
 
     def __getstate__(self) -> dict[str, Any]:
         try:
@@ -89,10 +93,9 @@ class _Start:
             raise pickle.PicklingError(f"initializer or initargs cannot be pickled: {error}") from error
         return vars(self) | {"_initializer": pickled}
 
-    def set_up(self) -> Setup | None:
+    def set_up(self) -> None:
         """Set Django up, if this process was not forked from one in which it is."""
         remote.set_up(self._setup, may_move=True)
-        return self._setup
 
     def initialize(self) -> None:
         """Run the user's initializer."""
@@ -106,9 +109,8 @@ class _Worker(remote.Worker):
     """The one of a worker process."""
 
     def __init__(self, start: _Start) -> None:
-        self._setup: Setup | None = None
         try:
-            self._setup = start.set_up()
+            start.set_up()
         except Exception:
             if start.has_initializer:  # which may need it
                 raise
@@ -116,21 +118,26 @@ class _Worker(remote.Worker):
         super().__init__(start.name)
         self._calls = start.calls
         self._get = start.calls.get
+        self._waiting = start.waiting
         self._tasks_left = start.max_tasks
         self._conn_max_idle = start.conn_max_idle
 
     def prepare(self, setup: Setup | None) -> None:
+        release.settle(self.holder)
+        remote.set_up(setup, may_move=True)
+
+    def run_one(self, packed: bytes) -> Report:
         if self._tasks_left is not None:
             self._tasks_left -= 1
-        if setup != self._setup:
-            release.settle(self.holder)
-            remote.set_up(setup, may_move=True)
-            self._setup = setup
+        return self.run(packed, _dumps)
 
     def settle(self, *, interrupted: bool = False) -> None:
         may_idle = self._conn_max_idle > 0 and not release.is_limited(self.holder)
-        keep = self._tasks_left != 0 and (may_idle or not self._calls.empty())
+        keep = self._tasks_left != 0 and (may_idle or self._is_more_to_come())
         release.settle(self.holder, keep=keep, interrupted=interrupted)
+
+    def _is_more_to_come(self) -> bool:
+        return self._waiting.value > 0 or not self._calls.empty()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next task, as the queue's `get` does, by which the process takes them.
@@ -153,7 +160,7 @@ class _Worker(remote.Worker):
         if until is not None:
             return self._get(timeout=max(0.0, until - Clock.monotonic()))
         for _ in range(_TRIES):
-            if self._calls.empty():
+            if not self._is_more_to_come():
                 break
             with contextlib.suppress(queue.Empty):  # another worker reads it
                 return self._get(timeout=_PAUSE)
@@ -191,18 +198,22 @@ def _begin_in_context(start: _Start) -> None:
     start.calls.get = worker.get
 
 
-class _Refused:
-    """Stands for a call that could not be pickled, and cannot be."""
+class _Call:
+    """A call on its way, or the error for which it cannot be sent. Pickled when it is handed over."""
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
+    def __init__(self, packed: bytes | Exception, books: _Books) -> None:
+        self._packed = packed
+        self._books = books
 
-    def __reduce__(self) -> str:
-        raise self._error
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        self._books.add_waiting(-1)
+        if isinstance(self._packed, Exception):
+            raise self._packed
+        return bytes, (self._packed,)
 
 
 def _run(packed: Any) -> Report:
-    return _workers[-1].run(packed, _dumps)
+    return _workers[-1].run_one(packed)
 
 
 class ProcessPoolExecutor(RemoteExecutor, _Standard):
@@ -269,10 +280,12 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
         max_workers, mp_context, max_tasks = self._made_with
         self._start = _Start(self._name, self._users_initializer, max_tasks, self._conn_max_idle)
         super().__init__(max_workers, mp_context, _begin, (self._start,), max_tasks_per_child=max_tasks)
-        self._start.take_from(vars(self)["_call_queue"])
+        waiting = mp_context.RawValue("q", 0)
+        self._start.take_from(vars(self)["_call_queue"], waiting)
         self._ending = threading.RLock()
         self._most_processes: int = vars(self)["_max_workers"]
-        self._books = books = _Books(self._name, weakref.ref(self))
+        self._books: _Books = _Books(self._name, weakref.ref(self), waiting)
+        books = self._books
         initializer, initargs = self._users_initializer
         self._in_callers_threads = InCallersThreads(
             books, initializer, initargs, inherit_context=True, broken=BrokenProcessPool
@@ -281,16 +294,22 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
             self._end()
         follow(self, books)
 
-    def _send(self, setup: Setup | None, name: str, packed: bytes) -> Any:
+    def _send(self, setup: Setup | None, name: str, packed: bytes | Exception) -> Any:
         if not self._processes:
             remote.check_may_start_processes()
         self._start.be_for(setup)
-        sent: Any = _Standard.submit(self, _run, packed)
+        books = self._books
+        books.add_waiting(1)
+        try:
+            sent: Any = _Standard.submit(self, _run, _Call(packed, books))
+        except BaseException:
+            books.add_waiting(-1)
+            raise
         return sent
 
-    def _refuse(self, task: RemoteTask[Any], error: Exception) -> None:
+    def _refuse(self, setup: Setup | None, task: RemoteTask[Any], error: Exception) -> None:
         # It takes its place in the queue, and starts a process, as in the standard class.
-        task.follow(_Standard.submit(self, _run, _Refused(error)))
+        task.follow(self._send(setup, "", error))
 
     def _end(self) -> None:
         with self._ending:  # two threads at once find things half taken apart
@@ -337,6 +356,19 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
 
 class _Books(RemoteBooks):
     """What a process pool has to do."""
+
+    def __init__(self, name: str, executor: Callable[[], Any], waiting: Any) -> None:
+        super().__init__(name, executor)
+        self._waiting = waiting  # guarded by lock
+
+    def add_waiting(self, tasks: int) -> None:
+        """So many tasks more are to be handed over, or, where it is below 0, are not."""
+        with self.lock:
+            self._waiting.value += tasks
+
+    def task_cancelled(self) -> None:
+        super().task_cancelled()
+        self.add_waiting(-1)
 
     def _processes(self) -> dict[int, Any]:
         pool = self.executor()

@@ -194,6 +194,19 @@ def check_may_start_processes() -> None:
 # A call, on its way out.
 
 
+#: The last one, and how it is pickled: it is the same for most calls.
+_pickled: tuple[Setup | None, bytes] = None, pickle.dumps(None)
+
+
+def _pickle_once(setup: Setup | None) -> bytes:
+    global _pickled
+    last, pickled = _pickled
+    if last != setup:
+        pickled = pickle.dumps(setup)
+        _pickled = setup, pickled
+    return pickled
+
+
 def pack(setup: Setup | None, fn: Any, args: Any, kwargs: Any, dumps: Dumps) -> bytes:
     """Return a call as bytes. Its arguments may query as they are pickled: in the calling thread.
 
@@ -208,7 +221,7 @@ def pack(setup: Setup | None, fn: Any, args: Any, kwargs: Any, dumps: Dumps) -> 
     for change in context.inherited():
         with contextlib.suppress(Exception):  # a time zone of the user's own class, for one
             activated.append(pickle.dumps(change))
-    return pickle.dumps((setup, activated, call))
+    return pickle.dumps((_pickle_once(setup), activated, call))
 
 
 def _named(error: Exception, fn: Any, args: Any, kwargs: Any, dumps: Dumps) -> Exception:
@@ -229,16 +242,10 @@ def _named(error: Exception, fn: Any, args: Any, kwargs: Any, dumps: Dumps) -> E
 # In the worker.
 
 
-class Report(NamedTuple):
-    """What comes back."""
-
-    #: The task's result, or its error and the text of its traceback.
-    pickled: bytes
-    failed: bool
-    #: For how many seconds it ran.
-    seconds: float
-    #: How often its thread has opened a connection, and so on, since its last report.
-    counted: dict[str, int]
+#: What comes back: the task's result, or its error and the text of its traceback, pickled; whether it
+#: is an error; for how many seconds it ran; and how often its thread has opened a connection, and so
+#: on, since its last report. No class of its own, which would be looked up by name for each.
+Report = tuple[bytes, bool, float, dict[str, int]]
 
 
 class Worker:
@@ -249,6 +256,8 @@ class Worker:
         self.holder = current_holder()
         self._counts = ConnectionCounts()
         self._pid = os.getpid()
+        #: As what it was last set up, pickled.
+        self._setup = b""
         self.holder.become_worker(name, self._counts)
         thread_end.arm(self.holder)
         self.initialized()
@@ -268,7 +277,7 @@ class Worker:
         raise NotImplementedError
 
     def prepare(self, setup: Setup | None) -> None:
-        """Have Django set up for a call.
+        """Have Django set up for this call and those that come, for which it was set up otherwise.
 
         Raises:
             Exception: it cannot be; this is the task's error.
@@ -286,7 +295,9 @@ class Worker:
         holder.run(_load_and_call)
         error: BaseException | None
         try:
-            self.prepare(setup)
+            if setup != self._setup:
+                self.prepare(pickle.loads(setup))
+                self._setup = setup
             changes = tuple(map(pickle.loads, activated))
         except BaseException as raised:  # noqa: BLE001 - it is the future's
             result, error = b"", raised
@@ -304,7 +315,7 @@ class Worker:
         holder.run(None)
         holder.scopes.clear()
         seconds = Clock.monotonic() - began
-        return Report(result, error is not None, seconds, self._counts.take())
+        return result, error is not None, seconds, self._counts.take()
 
 
 def _load_and_call(call: bytes, dumps: Dumps) -> bytes:
@@ -356,16 +367,16 @@ def _told(error: BaseException, *, with_class: bool = True) -> str:
 # A report, in the submitter's process.
 
 
-def _load(report: Report, fn: Any) -> tuple[Any, BaseException | None]:
+def _load(pickled: bytes, fn: Any, *, failed: bool) -> tuple[Any, BaseException | None]:
     """Return a task's result, or its error."""
     try:
-        value = pickle.loads(report.pickled)
-        if not report.failed:
+        value = pickle.loads(pickled)
+        if not failed:
             return value, None
         error, text = value
         object.__setattr__(error, "__cause__", _remote_traceback(f'\n"""\n{text}"""'))
     except BaseException as raised:  # noqa: BLE001 - of whatever class
-        what = "error" if report.failed else "result"
+        what = "error" if failed else "result"
         error = UnpicklingError(
             f"the {what} of task={task_name(fn)} has come, but cannot be unpickled here: {_told(raised)}"
         )
@@ -425,7 +436,10 @@ class RemoteTask(TaskFuture[R]):
             self._withdraw()
         elif self._submitter == threading.get_ident():
             # It was there already. The submitter's thread may run an event loop, or be in a transaction.
-            threading.Thread(target=self._settle, args=(sent,)).start()
+            try:
+                threading.Thread(target=self._settle, args=(sent,)).start()
+            except RuntimeError:  # the interpreter exits
+                self._settle(sent)
         else:
             self._settle(sent)
 
@@ -437,10 +451,10 @@ class RemoteTask(TaskFuture[R]):
                 result: Any = None
                 seconds = 0.0
                 if error is None:
-                    report = sent.result()
-                    seconds = report.seconds
-                    books.connections.add_all(report.counted)
-                    result, error = _load(report, fn)
+                    pickled, failed, seconds, counted = sent.result()
+                    if counted:
+                        books.connections.add_all(counted)
+                    result, error = _load(pickled, fn, failed=failed)
                 with books.lock:
                     self.sent = None
                     waited = Clock.monotonic() - self._queued_at - seconds
@@ -582,6 +596,7 @@ class RemoteExecutor(Executor):
 
     _books: RemoteBooks
     _dumps: Dumps
+    _name: str
 
     def submit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -614,7 +629,7 @@ class RemoteExecutor(Executor):
         try:
             packed = pack(setup, fn, args, kwargs, self._dumps)
         except Exception as error:  # noqa: BLE001 - it is the future's
-            self._refuse(task, error)
+            self._refuse(setup, task, error)
         else:
             task.follow(self._send(setup, task_name(fn), packed))
         return task
@@ -623,7 +638,7 @@ class RemoteExecutor(Executor):
         """Have a worker run a call, and return the future of its report."""
         raise NotImplementedError
 
-    def _refuse(self, task: RemoteTask[Any], error: Exception) -> None:
+    def _refuse(self, setup: Setup | None, task: RemoteTask[Any], error: Exception) -> None:
         """Give a task the error for which it cannot be sent."""
         task.refuse(error)
 
@@ -685,4 +700,4 @@ class RemoteExecutor(Executor):
         return self._books.stats()
 
     def _be_called(self, name: str) -> None:
-        self._books.name = name
+        self._name = self._books.name = name

@@ -90,15 +90,16 @@ def test_lets_go_before_it_resolves(age: int | None, postgres: PostgresObserver)
 
 def test_another_worker_takes_the_task(postgres: PostgresObserver) -> None:
     """The worker that has kept its connection for that task lets go, though no other task comes."""
-    calls = multiprocessing.get_context("spawn").Queue()
+    context = multiprocessing.get_context("spawn")
+    calls = context.Queue()
     start = process._Start("worker", (None, ()), None, 0.0)
-    start.take_from(calls)
+    start.take_from(calls, context.RawValue("q", 0))
     kept, taken = threading.Event(), threading.Event()
 
     def work() -> object:
         worker = process._Worker(start)
         packed = remote.pack(remote.used_here(), tasks.names, (), {}, process._dumps)
-        assert worker.run(packed, process._dumps).failed is False
+        assert worker.run(packed, process._dumps)[1] is False
         kept.set()
         assert taken.wait(30)
         return worker.get()
