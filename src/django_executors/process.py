@@ -339,7 +339,7 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
 
         Args:
             chunksize: how many items make one task. When you would want more than one: the calls take
-                less time than the way to another process and back, some 100 µs.
+                less time than the way to another process and back, some 0.4 ms.
             buffersize: how many tasks, each of a chunk, are submitted ahead, as on Python 3.14.
 
         Raises:
