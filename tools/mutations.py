@@ -1254,7 +1254,7 @@ MUTATIONS = [
         "a worker process keeps only while tasks are queued",
         "servers",
         "executors/test_process.py",
-        "keep = self._tasks_left != 0 and (may_idle or not self._calls.empty())",
+        "keep = self._tasks_left != 0 and (may_idle or self._is_more_to_come())",
         "keep = self._tasks_left != 0",
     ),
     Mutation(
@@ -1304,8 +1304,8 @@ MUTATIONS = [
         "a worker process lets go of other databases before it uses these",
         "servers",
         "executors/test_process_edge_cases.py",
-        "if setup != self._setup: release.settle(self.holder)",
-        "if setup != self._setup:",
+        "release.settle(self.holder) remote.set_up(setup, may_move=True)",
+        "remote.set_up(setup, may_move=True)",
     ),
     Mutation(
         "a worker of a cluster is not moved to other databases",
@@ -1404,6 +1404,13 @@ MUTATIONS = [
         "executors/test_dask.py",
         "del connections[wrapper.alias] def end",
         "pass\n\n    def end",
+    ),
+    Mutation(
+        "a task that is cancelled is none that a worker process keeps for",
+        "servers",
+        "contract/test_contract.py",
+        "super().task_cancelled() self.add_waiting(-1)",
+        "super().task_cancelled()",
     ),
     # What is named in the settings.
     Mutation(
