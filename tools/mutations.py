@@ -1045,8 +1045,8 @@ MUTATIONS = [
         "at its deadline a shutdown cancels what has not begun",
         "fast",
         "executors/test_base.py",
-        "queue.wait_for_end(seconds) not_run += queue.cancel_pending()",
-        "queue.wait_for_end(seconds)",
+        "wait(min(seconds, threading.TIMEOUT_MAX)) not_run += books.cancel_pending()",
+        "wait(min(seconds, threading.TIMEOUT_MAX))",
     ),
     Mutation(
         "map cancels what nobody will ask for",

@@ -484,13 +484,40 @@ def end_forked_process(error: BaseException | None) -> NoReturn:
         os._exit(code)
 
 
-def log_left(name: str | None, timeout: float, running: Counter[str], not_run: Counter[str]) -> None:
-    """Log what a shutdown with a deadline has left, if it has left anything."""
-    if running or not_run:
-        logger.error(
-            "executor=%s timeout=%s shutdown left running=%s not_run=%s",
-            name,
-            round(timeout, 2),
-            listed(running),
-            listed(not_run),
-        )
+class Ending(Protocol):
+    """What is asked of an executor's books by a shutdown with a deadline."""
+
+    name: str
+
+    def running(self) -> Counter[str]:
+        """Count by name what workers have."""
+        ...
+
+    def cancel_pending(self) -> Counter[str]:
+        """Cancel what no worker has, and return the names."""
+        ...
+
+
+def end_within(
+    books: Ending, seconds: float, wait: Callable[[float], object], not_run: Counter[str]
+) -> None:
+    """Wait for an executor's end, for so many seconds at most; then cancel, and log what it has left.
+
+    Args:
+        wait: returns when all has ended, or after the seconds that it is given.
+        not_run: the names of what was cancelled before.
+    """
+    running: Counter[str] = Counter()
+    try:
+        wait(min(seconds, threading.TIMEOUT_MAX))
+        not_run += books.cancel_pending()
+        running = books.running()
+    finally:
+        if running or not_run:
+            logger.error(
+                "executor=%s timeout=%s shutdown left running=%s not_run=%s",
+                books.name,
+                round(seconds, 2),
+                listed(running),
+                listed(not_run),
+            )

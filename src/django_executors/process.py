@@ -346,6 +346,8 @@ class ProcessPoolExecutor(RemoteExecutor, _Standard):
             ValueError: chunksize or buffersize is below 1.
             TypeError: one of them is no int.
         """
+        if chunksize is None:
+            raise TypeError("chunksize must be an int, not None")
         check_count("chunksize", chunksize)
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, buffersize=buffersize)

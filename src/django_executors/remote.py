@@ -39,7 +39,7 @@ from .base import (
     Executor,
     ExecutorStats,
     end_forked_process,
-    log_left,
+    end_within,
     notice_fork,
     warn_if_in_atomic,
 )
@@ -679,15 +679,8 @@ class RemoteExecutor(Executor):
             ender.start()
         if would_wait_for_itself:
             raise RuntimeError("shutdown() was called in a done-callback, and would wait for itself")
-        if seconds is None:
-            return
-        running: Counter[str] = Counter()
-        try:
-            ender.join(min(seconds, threading.TIMEOUT_MAX))
-            not_run += books.cancel_pending()
-            running = books.running()
-        finally:
-            log_left(books.name, seconds, running, not_run)
+        if seconds is not None:
+            end_within(books, seconds, ender.join, not_run)
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers.

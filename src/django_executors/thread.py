@@ -41,8 +41,8 @@ from .base import (
     Executor,
     ExecutorStats,
     end_forked_process,
+    end_within,
     follow,
-    log_left,
     notice_fork,
     warn_if_in_atomic,
 )
@@ -308,7 +308,7 @@ class WorkQueue(Books):
     def wait_for_end(self, timeout: float) -> None:
         """Return when all workers have ended, or after that many seconds."""
         with self.lock:
-            self._changed.wait_for(lambda: not self._live, min(timeout, threading.TIMEOUT_MAX))
+            self._changed.wait_for(lambda: not self._live, timeout)
 
     def running(self) -> Counter[str]:
         """Count by name what workers have taken and not ended."""
@@ -751,13 +751,7 @@ class ThreadPoolExecutor(Executor, _Standard):
         queue.close()
         not_run = queue.cancel_pending() if cancel_futures else Counter[str]()
         if seconds is not None:
-            running: Counter[str] = Counter()
-            try:
-                queue.wait_for_end(seconds)
-                not_run += queue.cancel_pending()
-                running = queue.running()
-            finally:
-                log_left(queue.name, seconds, running, not_run)
+            end_within(queue, seconds, queue.wait_for_end, not_run)
         elif wait:
             for thread in list(queue.threads):
                 thread.join()

@@ -107,8 +107,9 @@ def test_chunks_can_be_given_up() -> None:
         contextlib.closing(pool.map(abs, [-1] * 9, chunksize=2)) as found,
     ):
         assert next(found) == 1
-    with pytest.raises(TypeError, match="chunksize must be an int"):
-        pool.map(abs, [1], chunksize=2.5)  # type: ignore[arg-type]
+    for wrong in (2.5, None):
+        with pytest.raises(TypeError, match=f"chunksize must be an int.*, not {wrong}"):
+            pool.map(abs, [1], chunksize=wrong)  # type: ignore[arg-type]
 
 
 def test_a_pool_that_nobody_refers_to() -> None:
