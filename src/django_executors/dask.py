@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -41,6 +41,8 @@ except ModuleNotFoundError as error:
     raise ImportError(
         'DaskExecutor needs Dask: python -m pip install "django-executors[dask]"', name=error.name
     ) from error
+
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count()
 
@@ -222,21 +224,27 @@ class DaskExecutor(RemoteExecutor):
 
 
 class _Client(distributed.Client):
-    """One that closes what there is of it when it cannot be made.
+    """One whose thread ends, where it cannot be made too, or loses its scheduler while it is closed.
 
-    Its thread would stay, and at exit the process would wait for ever.
+    That thread would stay, and at exit the process would wait for ever.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         except BaseException:
-            with contextlib.suppress(Exception):
-                self.close()  # type: ignore[no-untyped-call]
+            self.close()
+            raise
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().close(*args, **kwargs)  # type: ignore[no-untyped-call]
+        except Exception:
+            logger.debug("client=%s was closed without its scheduler", self.id, exc_info=True)
+        finally:
             # A private name of Dask's: where nobody listens, it is closed, and its thread runs.
             if (runner := vars(self).get("_loop_runner")) is not None:
                 runner.stop()
-            raise
 
 
 def _check_address(address: object) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import KilledWorker
 from distributed.scheduler import NoWorkerError
@@ -78,6 +80,25 @@ def test_a_task_that_kills(two_by_two: Cluster) -> None:
         two_by_two.start_workers(1, 1)
         assert list(executor.map(tasks.doubled, range(50))) == list(range(0, 100, 2))
         assert executor.stats().failed == 1
+
+
+def test_the_scheduler_is_lost_at_the_end(tmp_path: Path) -> None:
+    """Dask's client cannot connect anew while it is closed: it says so, and all threads end."""
+    with cluster(tmp_path) as found:
+        scheduler = found.start_scheduler()
+        found.start_workers(1, 1)
+        before = set(threading.enumerate())
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+            DaskExecutor(found.address) as executor,
+        ):
+            assert executor.submit(tasks.names).result(100) == []
+            client = executor._links[-1]._client
+            client.sync(client.rpc.close)  # as its own `close` does, at the same moment
+            scheduler.kill()
+            scheduler.wait()
+            assert wait_until(client._handle_report_task.done, within=60)
+        assert wait_until(lambda: not set(threading.enumerate()) - before, within=60)
 
 
 def test_the_scheduler_is_lost(tmp_path: Path) -> None:
