@@ -1059,8 +1059,8 @@ MUTATIONS = [
         "a task that is submitted inside an atomic is warned of",
         "fast",
         "executors/test_on_commit.py",
-        "warn_if_in_atomic(holder, fn) future: concurrent.futures.Future[R]",
-        "pass\n        future: concurrent.futures.Future[R]",
+        "warn_if_in_atomic(holder, fn) return self._submit(fn, args, kwargs)",
+        "pass\n        return self._submit(fn, args, kwargs)",
     ),
     Mutation(
         "a test case's own atomic is not warned of",
@@ -1126,14 +1126,63 @@ MUTATIONS = [
         "return own or sorted(found, key=lambda wrapper: wrapper.alias != DEFAULT_DB_ALIAS)[:1]",
         "return own or found",
     ),
+    # Loaded querysets.
+    Mutation(
+        "a queryset is not loaded from a transaction",
+        "fast",
+        "executors/test_loading.py",
+        "if _is_in_transaction(found):",
+        "if False:",
+    ),
+    Mutation(
+        "what is prefetched may be from an alias in a transaction",
+        "fast",
+        "executors/test_loading.py",
+        "(queryset.db in aliases or bool(queryset._prefetch_related_lookups))",
+        "queryset.db in aliases",
+    ),
+    Mutation(
+        "no two threads have one subquery",
+        "fast",
+        "executors/test_loading.py",
+        'vars(to_run)["_query"] = _own(to_run.query)',
+        "pass",
+    ),
+    Mutation(
+        "whoever needs rows that no worker has begun to load runs the query",
+        "fast",
+        "executors/test_loading.py",
+        'rows_of(mine["_to_run"]) if future.cancel() else future.result()',
+        "future.result()",
+    ),
+    Mutation(
+        "what is derived from a loaded queryset is an ordinary one",
+        "fast",
+        "executors/test_loading.py",
+        "cloned.__class__ = self._plain",
+        "pass",
+    ),
+    Mutation(
+        "a worker's own pool loads nothing for it",
+        "fast",
+        "executors/test_loading.py",
+        "is_inline() or self._queue.is_mine() or self._queue.is_full()",
+        "is_inline() or self._queue.is_full()",
+    ),
+    Mutation(
+        "a full queue loads nothing",
+        "fast",
+        "executors/test_loading.py",
+        "is_inline() or self._queue.is_mine() or self._queue.is_full()",
+        "is_inline() or self._queue.is_mine()",
+    ),
     # In the caller's thread.
     Mutation(
         "run_inline holds for a pool of threads",
         "fast",
         "django/test_testing.py",
-        "if is_inline(): return self._submit_inline(fn, (fn, args, kwargs)) "
-        "# type: ignore[no-any-return] task: Task[R]",
-        "task: Task[R]",
+        "if is_inline(): return self._submit_inline(fn, (fn, args, kwargs)) task =",
+        "task =",
     ),
     Mutation(
         "an initializer runs once in each thread",

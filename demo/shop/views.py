@@ -3,6 +3,7 @@
 import itertools
 from concurrent.futures import Future
 
+from django.db.models import Sum
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
@@ -10,6 +11,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from django_executors import all_connections, executors
 
 from .forms import RiseForm
+from .models import Sale
 from .prices import Rise
 
 #: By number, those of this process.
@@ -25,7 +27,22 @@ def page(request: HttpRequest, number: int | None = None) -> HttpResponse:
         rise, number = Rise(form.cleaned_data["percent"]), next(numbers)
         jobs[number] = rise, executors["default"].submit(rise.run)
         return redirect("job", number)
-    return render(request, "shop/page.html", {"form": form, "number": number})
+    return render(request, "shop/page.html", {"form": form, "number": number, **sales()})
+
+
+# sales: begin
+def sales() -> dict[str, object]:
+    """Start the page's queries, each in a worker; the template waits for their rows."""
+    load = executors["default"].load
+    return {
+        "dearest": load(Sale.objects.order_by("-price", "pk")[:5]),
+        "units": load(
+            Sale.objects.values("product").annotate(units=Sum("quantity")).order_by("product")
+        ),
+    }
+
+
+# sales: end
 
 
 @require_GET

@@ -33,6 +33,7 @@ from .clock import Clock
 from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
 from .connections.wrapper import is_in_atomic
+from .loading import Q, load
 from .naming import listed, task_name
 from .on_commit import submit_on_commit
 
@@ -247,6 +248,40 @@ class Executor(concurrent.futures.Executor):
             return mapped(self, fn, iterables, timeout, buffersize)
         finally:
             del iterables  # or an error's traceback would keep what they read from
+
+    def load(self, queryset: Q) -> Q:
+        """Start this queryset's query in a worker, and return at once a queryset that has its rows.
+
+        Whatever needs the rows waits for them, and makes no query of its own: iterating, `async for`,
+        `len`, `bool`, indexing, slicing, `count()`, `exists()`, `contains()`, pickling, a template, a
+        `Paginator`, a serializer. What derives another queryset, as `filter` and `all` do, makes an
+        ordinary one, and `iterator()` a query of its own, as ever. What `prefetch_related` names is
+        loaded too. If no worker has begun when the rows are needed, whoever needs them runs the query,
+        on their own connection. The query's error is raised where the rows are first needed; after it,
+        the queryset is an ordinary one, which tries again.
+
+        It is an ordinary queryset from the start, whose query runs where it is used, in these cases: in
+        a transaction of the calling thread's on that alias, whose rows a worker would not see (so with
+        ATOMIC_REQUESTS too); under `run_inline`, and on an `ImmediateExecutor`; in a worker of this
+        pool; when `max_pending` tasks wait. One that is evaluated already is returned as it is.
+
+        For one number, `submit(queryset.count)`.
+
+        Raises:
+            TypeError: no QuerySet, or one with `select_for_update`, or a raw one; or this executor's
+                workers are other processes.
+            SynchronousOnlyOperation: from the queryset, in a coroutine that needs rows and does not use
+                `async for`.
+            RuntimeError: as `submit`.
+        """
+        return load(queryset, self._submit_loading)
+
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+        """Submit the query, and return its future; None: it is better run where it is used."""
+        raise TypeError(
+            f"{type(self).__name__}.load(): its workers are other processes. Load by a "
+            "ThreadPoolExecutor, or an ImmediateExecutor in tests"
+        )
 
     if TYPE_CHECKING:  # the standard classes' `shutdown` comes after this one's would
 

@@ -180,6 +180,9 @@ class ImmediateExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(self._books, fn, (fn, args, kwargs))
 
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+        return None
+
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
     ) -> None:

@@ -14,7 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
-from .connections.wrapper import is_in_atomic
+from .connections.wrapper import is_in_atomic, is_in_transaction
 from .exceptions import DeadlockError
 from .naming import task_name
 from .task import TaskFuture
@@ -55,11 +55,7 @@ def _uncommitted_here() -> list[BaseDatabaseWrapper]:
 
     Of the transactions that a TestCase makes for its test, one: as for `on_commit`, that of "default".
     """
-    found = [
-        wrapper
-        for wrapper in connections.all(initialized_only=True)
-        if wrapper.in_atomic_block or not (wrapper.connection is None or wrapper.autocommit)
-    ]
+    found = [*filter(is_in_transaction, connections.all(initialized_only=True))]
     own = [wrapper for wrapper in found if not wrapper.in_atomic_block or is_in_atomic(wrapper)]
     return own or sorted(found, key=lambda wrapper: wrapper.alias != DEFAULT_DB_ALIAS)[:1]
 

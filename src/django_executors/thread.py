@@ -257,6 +257,11 @@ class WorkQueue(Books):
                 return
             raise
 
+    def is_full(self) -> bool:
+        """Say whether a task would have to wait before it is queued."""
+        with self.lock:
+            return self._max_pending is not None and self.pending >= self._max_pending
+
     def is_mine(self) -> bool:
         """Say whether the calling thread is one of the workers."""
         worker = task.current.worker
@@ -673,15 +678,23 @@ class ThreadPoolExecutor(Executor, _Standard):
         notice_fork()
         if (holder := current_holder()).entries and not is_inline():
             warn_if_in_atomic(holder, fn)
-        future: concurrent.futures.Future[R]
+        return self._submit(fn, args, kwargs)  # type: ignore[no-any-return]
+
+    def _submit(self, fn: Any, args: Any, kwargs: Any) -> Any:
         if not _is_original(submit := _Standard.submit):
-            future = self._submit_by(submit, fn, args, kwargs)
-            return future
+            return self._submit_by(submit, fn, args, kwargs)
         if is_inline():
-            return self._submit_inline(fn, (fn, args, kwargs))  # type: ignore[no-any-return]
-        task: Task[R] = self._task(fn, (fn, args, kwargs))
+            return self._submit_inline(fn, (fn, args, kwargs))
+        task = self._task(fn, (fn, args, kwargs))
         self._queue.add(task)
         return task
+
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+        notice_fork()
+        if is_inline() or self._queue.is_mine() or self._queue.is_full():
+            return None
+        with contextlib.suppress(QueueFull):  # since a moment ago
+            return self._submit(fn, (queryset,), {})
 
     def _task(self, named: Any, call: Any) -> Task[Any]:
         if self._inherit_context:

@@ -94,6 +94,11 @@ def is_in_atomic(wrapper: BaseDatabaseWrapper) -> bool:
     return not all(block._from_testcase for block in blocks)
 
 
+def is_in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether what is done on it now has yet to be committed."""
+    return wrapper.in_atomic_block or not (wrapper.connection is None or wrapper.autocommit)
+
+
 def has_ended(wrapper: BaseDatabaseWrapper) -> bool:
     """Tell whether the server has gone away. MySQL's driver cannot tell: after an error, it is asked."""
     driver: Any = wrapper.connection

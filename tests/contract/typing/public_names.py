@@ -7,6 +7,8 @@ import unittest
 from collections.abc import Iterator
 from typing import assert_type
 
+from django.db.models import Model, QuerySet
+
 from django_executors import (
     ConnectionInfo,
     ImmediateExecutor,
@@ -28,6 +30,11 @@ standard: concurrent.futures.ThreadPoolExecutor = pool
 assert_type(pool.submit(repeat, "a", times=2), "concurrent.futures.Future[str]")
 pool.submit(repeat, 5)  # type: ignore[arg-type]
 assert_type(pool.map(repeat, ["a"], [1]), Iterator[str])
+
+
+def loaded(books: QuerySet[Model]) -> None:
+    assert_type(pool.load(books), QuerySet[Model])
+
 
 assert_type(connection_scope(repeat)("a", times=2), str)
 assert_type(connection_scope()(repeat)("a", times=2), str)

@@ -1,0 +1,155 @@
+"""Start a queryset's query in a worker, and use its rows as if it had been evaluated here.
+
+Rails' `load_async` is where the idea is from: whoever uses rows that no worker has begun to load runs
+the query, so that nobody waits behind a long queue.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import functools
+import pickle
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db import connections
+from django.utils.asyncio import async_unsafe
+
+from .connections.wrapper import is_in_transaction
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    Q = TypeVar("Q", bound=QuerySet[Any])
+else:  # Django's models take longer to import than all of this package
+    Q = TypeVar("Q")
+
+
+def load(
+    queryset: Q, submit: Callable[[Callable[[Q], Any], Q], concurrent.futures.Future[Any] | None]
+) -> Q:
+    """See `Executor.load`.
+
+    Args:
+        submit: returns the future of this call; None: no worker is to run it.
+    """
+    found: Any = queryset
+    _check(found)
+    if isinstance(found, _Loading) or vars(found)["_result_cache"] is not None:
+        return queryset
+    if _is_in_transaction(found):
+        return found.all()  # type: ignore[no-any-return]
+    to_run = found.using(found.db)
+    vars(to_run)["_query"] = _own(to_run.query)
+    if (future := submit(rows_of, to_run)) is None:
+        return found.all()  # type: ignore[no-any-return]
+    return _Loading.begin(found, to_run, future)  # type: ignore[no-any-return]
+
+
+def _own(query: Any) -> Any:
+    """Return a copy that shares no subquery with this one, where that can be.
+
+    Django compiles a query by changing it and changing it back, so no two threads may have one. Its own
+    `clone` shares what is inside; that a query may be pickled is documented.
+    """
+    try:
+        return pickle.loads(pickle.dumps(query))
+    except Exception:  # noqa: BLE001 - of a value's own, of whatever class
+        return query
+
+
+def rows_of(queryset: Any) -> list[Any]:
+    """Run the query, and those of `prefetch_related`. The task."""
+    return list(queryset)
+
+
+def _check(queryset: Any) -> None:
+    from django.db.models import QuerySet
+    from django.db.models.query import RawQuerySet
+
+    if isinstance(queryset, RawQuerySet):
+        raise TypeError(
+            "load() takes no raw queryset, which keeps its rows where nothing else can be put in their "
+            "place: submit(list, queryset)"
+        )
+    if not isinstance(queryset, QuerySet):
+        raise TypeError(f"load() takes a QuerySet, as in Order.objects.all(), not {queryset!r}")
+    if queryset.query.select_for_update:
+        raise TypeError(
+            "load() takes no queryset with select_for_update(): the locks would be the worker's, and "
+            "gone as soon as the rows are there"
+        )
+
+
+def _is_in_transaction(queryset: Any) -> bool:
+    """Tell whether there are rows that only the calling thread's connection sees."""
+    aliases = {each.alias for each in connections.all(initialized_only=True) if is_in_transaction(each)}
+    # What is prefetched may be from any alias.
+    return bool(aliases) and (queryset.db in aliases or bool(queryset._prefetch_related_lookups))
+
+
+class _Loading:
+    """What stands before a queryset's class where its rows come from a worker.
+
+    Private names of Django's: `_result_cache`, where each method of a queryset's looks for its rows, and
+    `_prefetch_done`; `_prefetch_related_lookups`; `_clone`, by which each one begins that is derived.
+    """
+
+    #: The queryset's own class.
+    _plain: Any
+
+    @classmethod
+    def begin(cls, queryset: Any, to_run: Any, future: concurrent.futures.Future[list[Any]]) -> Any:
+        """Return a copy of this queryset whose rows are that future's, if that is not cancelled."""
+        found = queryset.all()
+        found.__class__ = _loading(found.__class__)
+        vars(found).update(_future=future, _to_run=to_run, _lock=threading.RLock())
+        return found
+
+    @property
+    def _result_cache(self) -> Any:
+        if "_future" in vars(self):
+            self._wait()
+        return vars(self)["_result_cache"]
+
+    @_result_cache.setter
+    def _result_cache(self, rows: Any) -> None:
+        vars(self).pop("_future", None)
+        vars(self)["_result_cache"] = rows
+
+    @async_unsafe("You cannot wait for rows in an async context: use `async for`, or sync_to_async.")
+    def _wait(self) -> None:
+        mine = vars(self)
+        with mine["_lock"]:
+            future = mine.get("_future")
+            if future is None:  # another thread has come first
+                return
+            try:
+                rows = rows_of(mine["_to_run"]) if future.cancel() else future.result()
+                mine.update(_result_cache=rows, _prefetch_done=True)
+            finally:  # after an error it is a queryset like any other, which tries again
+                mine.pop("_future", None)
+                mine["_to_run"] = None
+                del future  # which is in the error's traceback
+
+    def _clone(self) -> Any:
+        cloned: Any = super()._clone()  # type: ignore[misc]
+        cloned.__class__ = self._plain
+        return cloned
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._clone(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        rows, evaluated = self._result_cache, self._clone()
+        vars(evaluated).update(_result_cache=rows, _prefetch_done=rows is not None)
+        return self._plain, (), evaluated.__getstate__()
+
+
+@functools.cache
+def _loading(plain: Any) -> Any:
+    metaclass: Any = type(plain)
+    names = {"_plain": plain, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return metaclass(plain.__name__, (_Loading, plain), names)

@@ -1,0 +1,452 @@
+"""`load`: a queryset whose rows a worker fetches."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import logging
+import pickle
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core import serializers
+from django.core.exceptions import SynchronousOnlyOperation
+from django.core.paginator import Paginator
+from django.db import DataError, connection, connections, transaction
+from django.db.models import Count, F, Func, IntegerField, Prefetch, QuerySet, Value
+from django.db.models.functions import Cast
+from django.template import Context, Engine
+
+from django_executors import ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from django_executors.testing import run_inline
+from tests.projects.testapp.models import Book, BookQuerySet, Entry, Shelf
+from tests.support.gates import Gate
+from tests.support.observers import PostgresObserver
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("idle_before_and_after")
+
+BOOKS = 6
+
+
+@pytest.fixture(autouse=True)
+def shelves() -> Iterator[None]:
+    for number in range(2):
+        shelf = Shelf.objects.create(name=f"shelf {number}")
+        Book.objects.bulk_create(Book(shelf=shelf, number=3 * number + each) for each in range(3))
+    yield
+    Shelf.objects.all().delete()
+    connections.close_all()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise AssertionError("a query of the caller's")
+
+
+@contextmanager
+def no_query() -> Iterator[None]:
+    """In the calling thread, on whatever alias."""
+    with connection.execute_wrapper(_refuse), connections["other"].execute_wrapper(_refuse):
+        yield
+
+
+def loaded_by(pool: ThreadPoolExecutor, queryset: Any) -> Any:
+    """A worker has begun it: nobody else runs it."""
+    loaded = pool.load(queryset)
+    assert wait_until(lambda: not pool.stats().pending)
+    return loaded
+
+
+def ordered() -> QuerySet[Book]:
+    return Book.objects.order_by("number")
+
+
+def rendered(template: str, books: object) -> str:
+    return Engine().from_string(template).render(Context({"books": books}))
+
+
+def through_rest_framework(books: Any) -> list[int]:
+    from rest_framework.serializers import ModelSerializer
+
+    class BookSerializer(ModelSerializer):
+        class Meta:
+            model = Book
+            fields = ("number",)
+
+    return [each["number"] for each in BookSerializer(books, many=True).data]
+
+
+async def _numbers(books: Any) -> list[int]:
+    return [book.number async for book in books]
+
+
+@pytest.mark.parametrize(
+    ("use", "right"),
+    [
+        (lambda books: [book.number for book in books], [*range(BOOKS)]),
+        (len, BOOKS),
+        (bool, True),
+        (lambda books: books[2].number, 2),
+        (lambda books: [book.number for book in books[1:3]], [1, 2]),
+        (lambda books: [book.number for book in books[::4]], [0, 4]),
+        (lambda books: books.first().number, 0),
+        (lambda books: books.count(), BOOKS),
+        (lambda books: books.exists(), True),
+        (lambda books: books.contains(next(iter(books))), True),
+        (lambda books: list(books)[5] in books, True),
+        (lambda books: repr(books).startswith("<BookQuerySet [<Book: Book object"), True),
+        (lambda books: [book.number for book in pickle.loads(pickle.dumps(books))], [*range(BOOKS)]),
+        (lambda books: len(copy.copy(books)), BOOKS),
+        (
+            lambda books: rendered("{% for book in books %}{{ book.number }}{% endfor %}", books),
+            "012345",
+        ),
+        (lambda books: rendered("{% if books %}{{ books|length }}{% endif %}", books), "6"),
+        (lambda books: [each.number for each in Paginator(books, 4).page(2)], [4, 5]),
+        (lambda books: Paginator(books, 4).num_pages, 2),
+        (lambda books: serializers.serialize("json", books).count("testapp.book"), BOOKS),
+        (through_rest_framework, [*range(BOOKS)]),
+        (lambda books: asyncio.run(_numbers(books)), [*range(BOOKS)]),
+    ],
+)
+def test_uses(
+    use: Callable[[Any], Any], right: object, pool: ThreadPoolExecutor, postgres: PostgresObserver
+) -> None:
+    """Each waits for the worker's rows, and makes no query of its own."""
+    connections.close_all()
+    loaded = loaded_by(pool, ordered().filter(shelf__in=Shelf.objects.all()))
+    assert isinstance(loaded, BookQuerySet)
+    with no_query():
+        assert use(loaded) == right
+        assert len(loaded) == BOOKS
+    assert pool.stats().completed == 1
+    assert not postgres.left()
+
+
+def test_at_once(pool: ThreadPoolExecutor) -> None:
+    """The query runs in a worker before anybody uses it, and the instances are as from `using`."""
+    thread = threading.get_ident()
+    seen: list[int] = []
+
+    class Seen(BookQuerySet):
+        def _fetch_all(self) -> None:
+            seen.append(threading.get_ident())
+            super()._fetch_all()  # type: ignore[misc]
+
+    queryset = Seen(Book).using("default")
+    loaded = loaded_by(pool, queryset)
+    pool.shutdown()
+    assert seen
+    assert thread not in seen
+    assert {book._state.db for book in loaded} == {"default"}
+    assert isinstance(loaded, Seen)
+
+
+@pytest.mark.parametrize(
+    ("queryset", "right"),
+    [
+        (lambda: ordered().values("number"), [{"number": each} for each in range(BOOKS)]),
+        (lambda: ordered().values_list("number", flat=True), [*range(BOOKS)]),
+        (lambda: Shelf.objects.annotate(n=Count("books")).order_by("n").values_list("n"), [(3,), (3,)]),
+        (
+            lambda: (
+                Book.objects.filter(number=1)
+                .values_list("number")
+                .union(Book.objects.filter(number=2).values_list("number"))
+            ),
+            [(1,), (2,)],
+        ),
+        (lambda: ordered()[4:].values_list("number", flat=True), [4, 5]),
+        (lambda: Book.objects.none(), []),
+        (lambda: Entry.objects.using("other").values_list("name"), []),
+    ],
+)
+def test_kinds(queryset: Callable[[], Any], right: list[Any], pool: ThreadPoolExecutor) -> None:
+    loaded = loaded_by(pool, queryset())
+    with no_query():
+        assert sorted(loaded, key=str) == sorted(right, key=str)
+        assert len(loaded) == len(right)
+
+
+def test_related(pool: ThreadPoolExecutor) -> None:
+    """What is selected and prefetched with it costs the caller no query either."""
+    books = loaded_by(pool, ordered().select_related("shelf"))
+    shelves = loaded_by(
+        pool,
+        Shelf.objects.order_by("name").prefetch_related(
+            Prefetch("books", ordered(), to_attr="all_books")
+        ),
+    )
+    of_one = loaded_by(pool, Shelf.objects.get(name="shelf 1").books.order_by("number"))
+    with no_query():
+        assert [book.shelf.name for book in books] == ["shelf 0"] * 3 + ["shelf 1"] * 3
+        assert [[book.number for book in each.all_books] for each in shelves] == [[0, 1, 2], [3, 4, 5]]
+        assert [book.shelf.name for book in of_one] == ["shelf 1"] * 3
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_derived(used: bool, pool: ThreadPoolExecutor) -> None:
+    """What derives another queryset makes an ordinary one, which sees what has come since."""
+    loaded: Any = pool.load(ordered())
+    if used:
+        assert len(loaded) == BOOKS
+    derived = [
+        loaded.all(),
+        loaded.filter(number__gte=0),
+        loaded.after(-1),
+        loaded.order_by("pk"),
+        loaded.select_related("shelf"),
+        loaded | Book.objects.none() | Book.objects.all(),
+        copy.deepcopy(loaded),
+    ]
+    assert len(loaded) == BOOKS
+    loaded[0].delete()
+    for each in derived:
+        assert type(each) is BookQuerySet
+        assert len(each) == BOOKS - 1
+        assert [*pickle.loads(pickle.dumps(each))] == [*each]
+    assert loaded.aggregate(n=Count("pk")) == {"n": BOOKS - 1}
+    assert len(list(loaded.iterator())) == BOOKS - 1
+    assert len(loaded) == BOOKS
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_changed(used: bool, pool: ThreadPoolExecutor) -> None:
+    """After `update` and `delete` its rows are asked for anew, as those of any queryset."""
+    loaded = pool.load(ordered())
+    if used:
+        assert loaded[0].number == 0
+    loaded.update(number=F("number") + 10)
+    assert [book.number for book in loaded] == [*range(10, 10 + BOOKS)]
+    Book.objects.all().delete()
+    assert [book.number for book in loaded] == [*range(10, 10 + BOOKS)]
+
+
+def failing() -> QuerySet[Book]:
+    return Book.objects.annotate(bad=Cast(Value("not a number"), IntegerField()))
+
+
+def test_error(pool: ThreadPoolExecutor) -> None:
+    """It is raised where the rows are first needed, with the worker's traceback; then it tries again."""
+    loaded = loaded_by(pool, failing())
+    with pytest.raises(DataError) as raised, no_query():
+        len(loaded)
+    assert "rows_of" in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(DataError):
+        bool(loaded)
+    with pytest.raises(DataError):
+        pickle.dumps(pool.load(failing()))
+
+
+def test_nobody_uses_it(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    """The rows are dropped with it; an error is logged, as that of a future that nobody asks."""
+    loaded = pool.load(ordered())
+    rows = loaded._future  # type: ignore[attr-defined]
+    assert rows.result(20)
+    del loaded
+    assert not [each for each in gc.get_referrers(rows) if isinstance(each, dict)]
+    del rows
+    with caplog.at_level(logging.ERROR, "django_executors"):
+        failed = pool.load(failing())
+        pool.shutdown()
+        assert not caplog.records
+        del failed
+    assert "nobody has asked" in caplog.text
+
+
+def test_not_begun(pool: ThreadPoolExecutor, postgres: PostgresObserver) -> None:
+    """Whoever needs its rows runs it, and waits for no long queue."""
+    gate = Gate()
+    busy = [pool.submit(gate) for _ in range(2)]
+    gate.wait_for(2)
+    loaded = pool.load(ordered().prefetch_related("shelf__books"))
+    counted = pool.load(ordered())
+    assert [book.number for book in loaded] == [*range(BOOKS)]
+    assert counted.count() == BOOKS
+    with no_query():
+        assert len(loaded[0].shelf.books.all()) == 3
+        assert [book.number for book in counted] == [*range(BOOKS)]
+    gate.open()
+    [each.result(20) for each in busy]
+    assert pool.stats().cancelled == 2
+    connections.close_all()
+    assert not postgres.left()
+
+
+# Where it stays an ordinary queryset.
+
+
+def is_ordinary(loaded: Any) -> bool:
+    return type(loaded) is BookQuerySet
+
+
+@pytest.mark.parametrize("how", ["atomic", "autocommit off"])
+def test_in_a_transaction(how: str, pool: ThreadPoolExecutor) -> None:
+    """It sees the transaction's own rows."""
+
+    def check() -> None:
+        Book.objects.first().delete()  # type: ignore[union-attr]
+        loaded = pool.load(ordered())
+        assert is_ordinary(loaded)
+        assert len(loaded) == BOOKS - 1
+        assert not pool.stats().submitted
+        elsewhere = pool.load(Entry.objects.using("other"))
+        assert not len(elsewhere)
+        assert pool.stats().submitted == 1
+
+    if how == "atomic":
+        with transaction.atomic():
+            check()
+    else:
+        transaction.set_autocommit(False)
+        try:
+            check()
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+
+def test_prefetching_from_a_transaction(pool: ThreadPoolExecutor) -> None:
+    """What it prefetches may be from the alias that is in a transaction."""
+    with transaction.atomic("other"):
+        assert is_ordinary(pool.load(ordered().prefetch_related("shelf")))
+        assert not is_ordinary(pool.load(ordered()))
+
+
+def test_inline(pool: ThreadPoolExecutor) -> None:
+    with run_inline():
+        assert is_ordinary(pool.load(ordered()))
+    with ImmediateExecutor() as immediate:
+        assert is_ordinary(immediate.load(ordered()))
+        assert len(immediate.load(ordered())) == BOOKS
+        assert not immediate.stats().submitted
+
+
+@pytest.mark.parametrize("when_full", ["block", "raise"])
+def test_full_queue(when_full: Any) -> None:
+    gate = Gate()
+    with ThreadPoolExecutor(1, max_pending=1, when_full=when_full) as pool:
+        pool.submit(gate)
+        gate.wait_for()
+        waits = pool.submit(gate)
+        loaded = pool.load(ordered())
+        assert is_ordinary(loaded)
+        assert len(loaded) == BOOKS
+        gate.open()
+        waits.result(20)
+        assert not pool.stats().rejected
+
+
+def test_in_a_worker(pool: ThreadPoolExecutor) -> None:
+    """In one of this pool it is ordinary; in one of another pool it is not."""
+
+    def task() -> tuple[bool, int]:
+        loaded = pool.load(ordered())
+        return is_ordinary(loaded), len(loaded)
+
+    assert pool.submit(task).result(20) == (True, BOOKS)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(task).result(20) == (False, BOOKS)
+
+
+def test_evaluated(pool: ThreadPoolExecutor) -> None:
+    queryset = ordered()
+    assert len(queryset) == BOOKS
+    assert pool.load(queryset) is queryset
+    loaded = pool.load(ordered())
+    assert pool.load(loaded) is loaded
+    assert pool.stats().submitted == 1
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("queryset", "said"),
+    [
+        (lambda: Book.objects, r"takes a QuerySet, as in Order\.objects\.all\(\), not <.*Manager"),
+        (lambda: Book, "takes a QuerySet"),
+        (lambda: Book.objects.raw("SELECT * FROM testapp_book"), "takes no raw queryset"),
+        (lambda: ordered().select_for_update(), "the locks would be the worker's"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ImmediateExecutor])
+def test_refused(queryset: Callable[[], Any], said: str, kind: type[Any]) -> None:
+    with kind() as executor, pytest.raises(TypeError, match=said):
+        executor.load(queryset())
+
+
+def test_other_processes() -> None:
+    with ProcessPoolExecutor(1) as pool, pytest.raises(TypeError, match="by a ThreadPoolExecutor"):
+        pool.load(ordered())
+
+
+def test_after_shutdown(pool: ThreadPoolExecutor) -> None:
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.load(ordered())
+
+
+# Async code.
+
+
+def test_in_a_coroutine(pool: ThreadPoolExecutor) -> None:
+    """As with any queryset: `async for` and `sync_to_async` wait, all else says so."""
+
+    async def main() -> None:
+        loaded = loaded_by(pool, ordered())
+        with pytest.raises(SynchronousOnlyOperation, match="use `async for`"):
+            len(loaded)
+        assert await _numbers(loaded) == [*range(BOOKS)]
+        assert len(loaded) == BOOKS
+        assert await pool.load(ordered()).acount() == BOOKS
+        assert await sync_to_async(len)(pool.load(ordered())) == BOOKS
+        assert await sync_to_async(rendered)("{{ books|length }}", pool.load(ordered())) == "6"
+        await sync_to_async(connections.close_all)()  # what asgiref's thread has run itself
+
+    asyncio.run(main())
+    assert pool.stats().submitted == 4
+
+
+def test_threads_that_share_it(pool: ThreadPoolExecutor, many_switches: None) -> None:
+    """Two threads that use it at once have its rows, as with any queryset."""
+    for _ in range(20):
+        loaded = pool.load(ordered())
+        with ThreadPoolExecutor(3) as users:
+            assert [*users.map(len, [loaded] * 3)] == [BOOKS] * 3
+
+
+def test_a_subquery_of_several(pool: ThreadPoolExecutor) -> None:
+    """No two threads have one: Django changes a query while it compiles it."""
+
+    def subquery(queryset: Any) -> object:
+        return queryset.query.where.children[0].rhs
+
+    base = ordered().filter(shelf__in=Shelf.objects.order_by("books__number")[:9])
+    first, second = base.filter(number=1), base.filter(number=2)
+    assert subquery(first) is subquery(second)
+    loaded = [pool.load(each) for each in (first, second)]
+    to_run = [vars(each)["_to_run"] for each in loaded]
+    assert len({id(subquery(each)) for each in [base, *to_run]}) == 3
+    assert [len(each) for each in loaded] == [1, 1]
+
+
+def test_a_query_that_cannot_be_pickled(pool: ThreadPoolExecutor) -> None:
+    class Twice(Func):
+        template = "2 * (%(expressions)s)"
+
+    loaded = loaded_by(pool, ordered().annotate(twice=Twice("number", output_field=IntegerField())))
+    with no_query():
+        assert [book.twice for book in loaded] == [*range(0, 2 * BOOKS, 2)]
