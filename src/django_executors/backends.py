@@ -29,6 +29,7 @@ from django.utils.module_loading import import_string
 from . import registry
 from .exceptions import ExecutorError
 from .on_commit import submit_on_commit
+from .task import TaskFuture
 
 if TYPE_CHECKING:
     from django.tasks import base, exceptions, signals
@@ -162,10 +163,12 @@ class ExecutorBackend(BaseTaskBackend):
         )
         results = self._results
         job = _Job(type(self), results, result)
-        submit: Callable[..., Future[Any]] = functools.partial(self._submit, job)
+        submit: Callable[..., TaskFuture[Any]] = functools.partial(self._submit, job)
         results.add(result)
         try:
-            future: Future[Any] = submit_on_commit(submit, task.func) if self._on_commit else submit()
+            future: TaskFuture[Any] = (
+                submit_on_commit(submit, task.func) if self._on_commit else submit()
+            )
         except BaseException as error:
             results.discard(result.id)
             if isinstance(error, SynchronousOnlyOperation):
@@ -195,7 +198,7 @@ class ExecutorBackend(BaseTaskBackend):
     async def aget_result(self, result_id: str) -> Result:
         return self.get_result(result_id)
 
-    def _submit(self, job: _Job, *_: object) -> Future[Any]:
+    def _submit(self, job: _Job, *_: object) -> TaskFuture[Any]:
         job.enqueued()
         return registry.executors[self._executor].submit(job)
 

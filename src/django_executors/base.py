@@ -36,6 +36,7 @@ from .connections.wrapper import is_in_atomic
 from .loading import Q, load
 from .naming import listed, task_name
 from .on_commit import submit_on_commit
+from .task import TaskFuture
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -190,7 +191,7 @@ class Executor(concurrent.futures.Executor):
 
     def submit_on_commit(
         self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[R]:
+    ) -> TaskFuture[R]:
         """Submit this call when the transaction has committed that the calling thread is in.
 
         That is the outermost `atomic`, on whatever alias; with several aliases in one, all of them.
@@ -283,7 +284,9 @@ class Executor(concurrent.futures.Executor):
             "ThreadPoolExecutor, or an ImmediateExecutor in tests"
         )
 
-    if TYPE_CHECKING:  # the standard classes' `shutdown` comes after this one's would
+    if TYPE_CHECKING:  # the standard classes' own come after this one's would
+
+        def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
 
         def shutdown(
             self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None

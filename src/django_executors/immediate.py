@@ -166,9 +166,7 @@ class ImmediateExecutor(Executor):
     def __init__(self) -> None:
         self._books = Books()
 
-    def submit(
-        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[R]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Run `fn(*args, **kwargs)` and return its future, which is done.
 
         Raises:

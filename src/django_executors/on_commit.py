@@ -24,12 +24,12 @@ R = TypeVar("R")
 
 
 def submit_on_commit(
-    submit: Callable[..., concurrent.futures.Future[R]],
+    submit: Callable[..., TaskFuture[R]],
     fn: Callable[P, R],
     /,
     *args: P.args,
     **kwargs: P.kwargs,
-) -> concurrent.futures.Future[R]:
+) -> TaskFuture[R]:
     """See `Executor.submit_on_commit`."""
     uncommitted = _uncommitted_here()
     if not uncommitted:
@@ -90,7 +90,7 @@ class OnCommitFuture(TaskFuture[R]):
 
     def __init__(
         self,
-        submit: Callable[[], concurrent.futures.Future[R]],
+        submit: Callable[[], TaskFuture[R]],
         fn: Callable[..., R],
         aliases: list[str],
     ) -> None:
@@ -101,8 +101,8 @@ class OnCommitFuture(TaskFuture[R]):
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         # Whoever takes it decides what becomes of the task: the commit, or who cancels.
-        self._submit: Callable[[], concurrent.futures.Future[R]] | None = submit  # guarded by _lock
-        self._submitted: concurrent.futures.Future[R] | None = None
+        self._submit: Callable[[], TaskFuture[R]] | None = submit  # guarded by _lock
+        self._submitted: TaskFuture[R] | None = None
 
     def committed(self) -> None:
         """One of the transactions has committed."""
@@ -137,7 +137,7 @@ class OnCommitFuture(TaskFuture[R]):
         submitted = self._submitted
         return submitted is not None and submitted.running()
 
-    def _decide(self) -> Callable[[], concurrent.futures.Future[R]] | None:
+    def _decide(self) -> Callable[[], TaskFuture[R]] | None:
         with self._lock:
             submit, self._submit = self._submit, None
         return submit

@@ -598,9 +598,7 @@ class RemoteExecutor(Executor):
     _dumps: Dumps
     _name: str
 
-    def submit(
-        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[R]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Send `fn(*args, **kwargs)` to a worker and return its future, as the standard classes do.
 
         The arguments are pickled here: what of them queries, as a queryset does, does so in the calling

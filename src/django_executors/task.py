@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextvars
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -54,7 +55,7 @@ class _Unheard:
 
 
 class TaskFuture(concurrent.futures.Future[R]):
-    """A future that says what it knows."""
+    """What `submit` returns: the standard future, which a coroutine may `await`."""
 
     _was_asked = False
     _unheard: _Unheard | None = None
@@ -96,6 +97,10 @@ class TaskFuture(concurrent.futures.Future[R]):
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
         self.hear()
         super().add_done_callback(fn)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait in a coroutine, as `asyncio.wrap_future` has it: cancelled there, cancelled here."""
+        return asyncio.wrap_future(self).__await__()
 
     def hear(self) -> None:
         """Somebody asks, or will be told: the error is not to be logged."""

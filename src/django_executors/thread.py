@@ -19,7 +19,6 @@ Python's exit says, by None, that workers are to end; `_adjust_thread_count`, by
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import concurrent.futures.thread as standard
 import contextlib
 import contextvars
@@ -52,7 +51,7 @@ from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
 from .immediate import InCallersThreads, is_inline
 from .naming import task_name
-from .task import Task
+from .task import Task, TaskFuture
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -665,9 +664,7 @@ class ThreadPoolExecutor(Executor, _Standard):
             queue.close()
         follow(self, queue)
 
-    def submit(
-        self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[R]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Queue `fn(*args, **kwargs)` for a worker and return its future, as the standard class does.
 
         Raises:

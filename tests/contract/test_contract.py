@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
@@ -102,6 +103,39 @@ def test_errors(error: BaseException, pool: Any) -> None:
         future.result()
     assert pool.submit(tasks.names).result(30) == []
     assert pool.stats().failed == failed + 1
+
+
+def test_await(pool: Any) -> None:
+    """A coroutine has its result, or its error, and several of them at once."""
+
+    with transaction.atomic():
+        committed = pool.submit_on_commit(tasks.doubled, 4)
+    failed = pool.submit(tasks.raise_in_atomic, LookupError("no"))
+
+    async def main() -> None:
+        assert await pool.submit(abs, -42) == 42
+        assert await committed == 8
+        with pytest.raises(LookupError, match="no"):
+            await failed
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(pool.submit(abs, -1), pool.submit(abs, -2)) == [1, 2]
+
+    asyncio.run(main())
+
+
+@MEANWHILE
+def test_await_cancelled(pool: Any, postgres: PostgresObserver) -> None:
+    """A coroutine that is cancelled while it waits cancels the task, if that has not begun."""
+
+    async def main() -> None:
+        behind = [pool.submit(tasks.create, str(number)) for number in range(6)]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await behind[-1]
+        assert behind[-1].cancelled()
+
+    with held(pool, postgres):
+        asyncio.run(main())
 
 
 @MEANWHILE

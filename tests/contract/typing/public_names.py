@@ -15,8 +15,10 @@ from django_executors import (
     ThreadPoolExecutor,
     all_connections,
     connection_scope,
+    executors,
     release_connections,
 )
+from django_executors.task import TaskFuture
 from django_executors.testing import ExecutorTestMixin, assert_no_open_connections, drain, run_inline
 
 
@@ -27,9 +29,14 @@ def repeat(text: str, times: int = 1) -> str:
 pool = ThreadPoolExecutor(4, "reports", initializer=release_connections, initargs=())
 standard: concurrent.futures.ThreadPoolExecutor = pool
 
-assert_type(pool.submit(repeat, "a", times=2), "concurrent.futures.Future[str]")
+assert_type(pool.submit(repeat, "a", times=2), TaskFuture[str])
 pool.submit(repeat, 5)  # type: ignore[arg-type]
 assert_type(pool.map(repeat, ["a"], [1]), Iterator[str])
+
+
+async def awaited() -> None:
+    assert_type(await pool.submit(repeat, "a"), str)
+    assert_type(await executors["default"].submit_on_commit(repeat, "a"), str)
 
 
 def loaded(books: QuerySet[Model]) -> None:
@@ -45,7 +52,7 @@ assert_type(all_connections(), tuple[ConnectionInfo, ...])
 assert_type(all_connections()[0].backend_pid, "int | None")
 
 immediate: concurrent.futures.Executor = ImmediateExecutor()
-assert_type(ImmediateExecutor().submit(repeat, "a"), "concurrent.futures.Future[str]")
+assert_type(ImmediateExecutor().submit(repeat, "a"), TaskFuture[str])
 
 
 @run_inline
