@@ -826,8 +826,8 @@ MUTATIONS = [
         "a task has a copy of its submitter's context",
         "fast",
         "executors/test_context.py",
-        "return Task(self._queue, named, call, context.copy(), context.inherited())",
-        "return Task(self._queue, named, call, None, ())",
+        "copied, changes = context.copy(), context.inherited()",
+        "pass",
     ),
     Mutation(
         "a task has its submitter's language and time zone",
@@ -1125,6 +1125,35 @@ MUTATIONS = [
         "executors/test_on_commit_edge_cases.py",
         "return own or sorted(found, key=lambda wrapper: wrapper.alias != DEFAULT_DB_ALIAS)[:1]",
         "return own or found",
+    ),
+    # Queries that are seen.
+    Mutation(
+        "the queries of tasks are seen",
+        "fast",
+        "django/test_capturing.py",
+        "changes += context.watched()",
+        "pass",
+    ),
+    Mutation(
+        "those on a wrapper that a task makes itself, too",
+        "fast",
+        "django/test_capturing.py",
+        "for watcher in (holder.works_for or holder).watchers:",
+        "for watcher in ():",
+    ),
+    Mutation(
+        "those of the next task are not",
+        "fast",
+        "django/test_capturing.py",
+        "if holder.watchers: hide(*holder.watchers)",
+        "pass",
+    ),
+    Mutation(
+        "what connecting asks itself is not",
+        "servers",
+        "django/test_capturing.py",
+        "if wrapper is not None and ledger.entry_of(wrapper) is not None:",
+        "if wrapper is not None:",
     ),
     # Loaded querysets.
     Mutation(

@@ -25,11 +25,12 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.core.cache import caches as django_caches
 from django.core.signals import setting_changed
+from django.db import connections
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
 
 from .connections import caches
-from .connections.ledger import Holder, current_holder, next_serial
+from .connections.ledger import Holder, Watcher, current_holder, next_serial
 from .connections.release import settle
 
 P = ParamSpec("P")
@@ -155,6 +156,8 @@ def end(holder: Holder) -> None:
     # Of `sync_to_async` in this worker: a later task's `async_to_sync` would go to that loop.
     if loops := _loops.__dict__:
         loops.clear()
+    if holder.watchers:
+        hide(*holder.watchers)
     if (thread := holder.async_thread) is not None:
         holder.async_thread = None
         with contextlib.suppress(RuntimeError):  # the interpreter exits: it has ended that thread
@@ -166,13 +169,73 @@ def _settle() -> None:
     settle(current_holder())
 
 
-def run_in_caller(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a task's function in the thread that submits it, in a copy of its context."""
+# Who sees the queries of tasks.
+
+#: Those that see the queries of each task that is submitted here.
+watchers: contextvars.ContextVar[tuple[Watcher, ...]] = contextvars.ContextVar(
+    "django_executors.watchers", default=()
+)
+#: The task that runs here, where its queries are seen.
+running: contextvars.ContextVar[Callable[..., object] | None] = contextvars.ContextVar(
+    "django_executors.running", default=None
+)
+
+
+def begin_watching(watcher: Watcher) -> None:
+    """Show it the queries of each task that is submitted from now on in this context."""
+    watchers.set((*watchers.get(), watcher))
+
+
+def end_watching(watcher: Watcher) -> None:
+    watchers.set(tuple(each for each in watchers.get() if each is not watcher))
+
+
+def watched() -> Changes:
+    """Return what is to be called in another thread to have a task's queries seen."""
+    return (partial(_watch, watchers.get()),)
+
+
+def _watch(found: tuple[Watcher, ...]) -> None:
+    watchers.set(found)
+    running.set(current_holder().task)
+    show(*found)
+
+
+def show(*found: Watcher) -> None:
+    """Show them the queries of the calling thread."""
+    holder = current_holder()
+    wrappers = connections.all()  # before: those that are made now are not shown twice
+    holder.be_watched((*holder.watchers, *found))
+    for watcher in found:
+        for wrapper in wrappers:
+            watcher.watch(wrapper)
+
+
+def hide(*found: Watcher) -> None:
+    """Show them none of the calling thread's any more."""
+    holder = current_holder()
+    holder.be_watched(tuple(each for each in holder.watchers if each not in found))
+    for wrapper in connections.all(initialized_only=True):
+        for watcher in found:
+            watcher.unwatch(wrapper)
+
+
+def run_in_caller(
+    context: contextvars.Context,
+    named: Callable[..., object],
+    fn: Callable[..., R],
+    *args: Any,
+    **kwargs: Any,
+) -> R:
+    """Call a task's function in the thread that submits it, in this context."""
     holder = current_holder()
     start = next_serial()
     holder.inline_tasks += 1
+    if found := watchers.get():
+        context.run(watchers.set, found)
+        context.run(running.set, named)
     try:
-        return contextvars.copy_context().run(fn, *args, **kwargs)
+        return context.run(fn, *args, **kwargs)
     finally:
         holder.inline_tasks -= 1
         # They are known in the copy only, and some are closed by nobody but the garbage collector.

@@ -86,9 +86,8 @@ def run_now(
     try:
         with callers_connections():
             if (context := before()) is None:
-                result = run_in_caller(fn, *args, **kwargs)
-            else:
-                result = run_in_caller(context.run, fn, *args, **kwargs)
+                context = contextvars.copy_context()
+            result = run_in_caller(context, named, fn, *args, **kwargs)
         failed = False
     except KeyboardInterrupt:
         raise

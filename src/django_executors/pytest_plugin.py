@@ -1,5 +1,6 @@
 """The pytest plugin, which pytest finds by itself. See `django_executors.testing`.
 
+- fixtures `capture_queries` and `assert_num_queries`: the functions
 - fixture `run_inline`, and the setting `executors_run_inline = true` for all tests
 - setting `executors_assert_no_open_connections = true`: checks every test, its fixtures included
 - markers `run_inline` and `assert_no_open_connections`: on for one test or class, or off with `(False)`
@@ -11,10 +12,13 @@ pytest loads this module in every project of the environment, so imports that ne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from .capturing import CapturedQueries
 
 _SETTINGS = {
     "run_inline": "Run the tasks of django_executors in the threads that submit them.",
@@ -108,6 +112,22 @@ def run_inline() -> Iterator[None]:
 
     with testing.run_inline():
         yield
+
+
+@pytest.fixture
+def capture_queries() -> Callable[[], CapturedQueries]:
+    """`django_executors.testing.capture_queries`."""
+    from . import testing
+
+    return testing.capture_queries
+
+
+@pytest.fixture
+def assert_num_queries() -> Callable[[int], CapturedQueries]:
+    """`django_executors.testing.assert_num_queries`."""
+    from . import testing
+
+    return testing.assert_num_queries
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,6 +3,7 @@
 - `run_inline`: tasks run in the test's own thread, inside its transaction.
 - `assert_no_open_connections`: fails if another thread was left with a connection.
 - `drain`: waits until the executors of this process are idle.
+- `capture_queries`, `assert_num_queries`: see the queries of tasks too.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
 from .base import notice_fork, unfinished
+from .capturing import AssertNumQueries, CapturedQueries
 from .clock import Clock
 from .connections.leaks import Watch
 from .connections.ledger import current_holder
 from .exceptions import ConnectionLeakError
 from .immediate import switch_inline
 
-__all__ = ["ExecutorTestMixin", "assert_no_open_connections", "drain", "run_inline"]
+__all__ = [
+    "ExecutorTestMixin",
+    "assert_no_open_connections",
+    "assert_num_queries",
+    "capture_queries",
+    "drain",
+    "run_inline",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -206,6 +215,35 @@ def _left_after(timeout: float, look: Callable[[], list[str]]) -> list[str]:
     while (left := look()) and Clock.monotonic() < deadline:
         threading.Event().wait(_PAUSE)
     return left
+
+
+def capture_queries() -> CapturedQueries:
+    """See the queries of this block, and of every task that is submitted in it, on every alias.
+
+    A context manager, whose value is a sequence of the queries, oldest first::
+
+        with capture_queries() as queries:
+            show_day()
+        assert len(queries) == 5
+
+    Each is a dict as in `CaptureQueriesContext`, with "sql" and "time", and with its "alias" and the
+    name of its "task", None outside of tasks. They are those of the calling thread and of the tasks'
+    threads, of tasks that tasks submit too: have the results within the block. With `run_inline` they
+    are as many. Those of worker processes are not seen, nor what opening a connection needs itself.
+    """
+    return CapturedQueries()
+
+
+def assert_num_queries(number: int) -> CapturedQueries:
+    """Fail if not so many queries were made in this block and in the tasks that were submitted in it.
+
+    A context manager; see `capture_queries`. Django's own `assertNumQueries` sees one alias in the
+    calling thread.
+
+    Raises:
+        AssertionError: it lists the queries. Not raised if the block itself raises.
+    """
+    return AssertNumQueries(number)
 
 
 class ExecutorTestMixin:

@@ -694,9 +694,13 @@ class ThreadPoolExecutor(Executor, _Standard):
             return self._submit(fn, (queryset,), {})
 
     def _task(self, named: Any, call: Any) -> Task[Any]:
+        changes: context.Changes = ()
+        copied = None
         if self._inherit_context:
-            return Task(self._queue, named, call, context.copy(), context.inherited())
-        return Task(self._queue, named, call, None, ())
+            copied, changes = context.copy(), context.inherited()
+        if context.watchers.get():
+            changes += context.watched()
+        return Task(self._queue, named, call, copied, changes)
 
     def _submit_by(self, submit: Any, fn: Any, args: Any, kwargs: Any) -> Any:
         """Submit by what somebody has put in the place of the standard class's."""

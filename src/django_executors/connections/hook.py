@@ -130,6 +130,8 @@ def _install() -> None:
             thread_end.arm(holder)
         if holder.executor is not None and is_djangos(wrapper):
             entry.made = sessions.as_made(wrapper)
+        for watcher in (holder.works_for or holder).watchers:
+            watcher.watch(wrapper)
         return wrapper
 
     # A private seam of Django's: BaseConnectionHandler.__getitem__ calls self.create_connection.

@@ -86,6 +86,14 @@ class CacheClient:
     kept_since: float | None = None
 
 
+class Watcher(Protocol):
+    """Sees the queries of tasks: each wrapper that one uses is shown to it, in the task's thread."""
+
+    def watch(self, wrapper: BaseDatabaseWrapper) -> None: ...
+
+    def unwatch(self, wrapper: BaseDatabaseWrapper) -> None: ...
+
+
 class Holder:
     """What one thread holds, and what it is doing. Kept alive by the thread, and by its wrappers.
 
@@ -118,6 +126,8 @@ class Holder:
         #: What connected up to this serial number is the caller's of a task in this thread, which
         #: cannot close it.
         self.shield = 0
+        #: Those that see its queries.
+        self.watchers: tuple[Watcher, ...] = ()
         #: How many tasks run in this thread because they were submitted in it, one in another.
         self.inline_tasks = 0
 
@@ -143,6 +153,9 @@ class Holder:
         self.task = task
         if self.executor is None:  # a worker of Dask's
             self.counts = counts
+
+    def be_watched(self, watchers: tuple[Watcher, ...]) -> None:
+        self.watchers = watchers
 
     def set_shield(self, serial: int) -> None:
         self.shield = serial

@@ -1,0 +1,130 @@
+"""See the queries of a block of code and of the tasks that it submits, for tests."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, overload
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from . import context
+from .connections import ledger
+from .naming import task_name
+
+
+class CapturedQueries(Sequence[dict[str, Any]]):
+    """What `capture_queries()` returns: the queries, in the order in which they ended."""
+
+    def __init__(self) -> None:
+        self._queries: list[dict[str, Any]] = []
+        self._is_over = False
+
+    def __enter__(self) -> CapturedQueries:
+        context.begin_watching(self)
+        context.show(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        context.end_watching(self)
+        context.hide(self)
+        self._is_over = True
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._queries[index]
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._queries)
+
+    def __str__(self) -> str:
+        lines = (
+            f"{number}. {query['sql']}" + (f"  ({query['task']})" if query["task"] else "")
+            for number, query in enumerate(self._queries, 1)
+        )
+        return "\n".join(lines)
+
+    def watch(self, wrapper: BaseDatabaseWrapper) -> None:
+        """Called in the thread whose wrapper it is."""
+        log = wrapper.queries_log
+        if not isinstance(log, _Log):
+            wrapper.queries_log = log = _Log(wrapper)
+            wrapper.force_debug_cursor = True
+        log.readers.append(self)
+
+    def unwatch(self, wrapper: BaseDatabaseWrapper) -> None:
+        log = wrapper.queries_log
+        if isinstance(log, _Log) and self in log.readers:
+            log.readers.remove(self)
+            if not log.readers:
+                log.restore(wrapper)
+
+    def add(self, alias: str, query: dict[str, Any]) -> None:
+        if not self._is_over:
+            running = context.running.get()
+            task = None if running is None else task_name(running)
+            self._queries.append({**query, "alias": alias, "task": task})
+
+
+class _Log(deque[dict[str, Any]]):
+    """A wrapper's `queries_log`, to which Django appends each query, with readers.
+
+    What connecting does itself is not read: inline, there is none.
+    """
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        before = wrapper.queries_log
+        super().__init__(before, before.maxlen)
+        self.readers: list[CapturedQueries] = []
+        self._before = before
+        self._was_forced = wrapper.force_debug_cursor
+        self._wrapper = weakref.ref(wrapper)
+
+    def append(self, query: dict[str, Any]) -> None:
+        super().append(query)
+        wrapper = self._wrapper()
+        if wrapper is not None and ledger.entry_of(wrapper) is not None:  # it has connected
+            for reader in self.readers:
+                reader.add(wrapper.alias, query)
+
+    def restore(self, wrapper: BaseDatabaseWrapper) -> None:
+        self._before.clear()
+        self._before.extend(self)
+        wrapper.queries_log, wrapper.force_debug_cursor = self._before, self._was_forced
+
+
+class AssertNumQueries(CapturedQueries):
+    """What `assert_num_queries()` returns."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __enter__(self) -> AssertNumQueries:
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc, traceback)
+        if exc_type is None and len(self) != self._number:
+            raise AssertionError(
+                f"{len(self)} queries executed, {self._number} expected\nCaptured queries were:\n{self}"
+            )
