@@ -15,12 +15,13 @@ from .contestants import CONTESTANTS, LEAKING, OURS, missing
 from .flat import flat
 from .live import Live
 from .memory import bytes_each
+from .page import pages
 from .picture import picture
 from .profiler import profile
 from .ratios import Block, Measured
 from .report import report
 from .rounds import ONCE, Size, blocks
-from .servers import KEYS, running
+from .servers import KEYS, Server, running
 from .targets import outcomes
 from .workloads import NOOP, ONE_QUERY, WORKLOADS, WrongResultError
 
@@ -51,9 +52,8 @@ def main(arguments: Sequence[str]) -> int:
             if not servers:
                 print("\n".join(missing_servers.values()), file=sys.stderr)
                 return 2
-            if options.profile:
-                contestant, workload = options.profile
-                profile(contestant, workload, servers[0], PROFILED)
+            if options.profile or options.page:
+                show_one_thing(options, servers[0])
                 return 0
             circumstances = Circumstances(
                 command=shlex.join(["python", "benchmarks/run.py", *told(arguments)]),
@@ -87,6 +87,14 @@ def main(arguments: Sequence[str]) -> int:
         show_outcomes(measured)
     write(measured, circumstances, options)
     return 0
+
+
+def show_one_thing(options: argparse.Namespace, server: Server) -> None:
+    if options.profile:
+        profile(*options.profile, server, PROFILED)
+        return
+    for line in pages(server, options.size.rounds):
+        print(line)
 
 
 def show_outcomes(measured: Measured) -> None:
@@ -146,6 +154,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(
             f"--{part}", dest="part", action="store_const", const=part, help="its workloads alone"
         )
+    parser.add_argument("--page", action="store_true", help="a page's queries side by side, alone")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {FULL.rounds}")
     parser.add_argument("--out", type=Path, metavar="PATH", help="where to write the results")
     parser.add_argument("--svg", type=Path, metavar="PATH", help="where to draw the picture")
@@ -161,10 +170,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if contestant not in contestants or workload not in workloads:
             parser.error(f"--profile: no such contestant or workload: {contestant} {workload}")
         options.profile = contestants[contestant], workloads[workload]
-    whole = not (options.quick or options.server or options.workload or options.profile)
-    if whole:
+    one_server = options.profile or options.page
+    if not (options.quick or options.server or options.workload or one_server):
         options.out, options.svg = options.out or RESULTS, options.svg or PICTURE
-    default_servers = ["tcp"] if options.profile else list(KEYS)
+    default_servers = ["tcp"] if one_server else list(KEYS)
     options.server = options.server or default_servers
     chosen = options.workload or (QUICK_WORKLOADS if options.quick else workloads)
     options.workload = [each for each in WORKLOADS if each.key in chosen]

@@ -2,6 +2,7 @@
 
 python benchmarks/run.py [--quick] [--server NAME]... [--workload NAME]... [--rounds N]
 python benchmarks/run.py --cpu | --pools | --processes | --cluster [--rounds N]
+python benchmarks/run.py --page [--rounds N]
 python benchmarks/run.py --profile CONTESTANT WORKLOAD [--server NAME]
 """
 

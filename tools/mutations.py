@@ -1181,8 +1181,15 @@ MUTATIONS = [
         "whoever needs rows that no worker has begun to load runs the query",
         "fast",
         "executors/test_loading.py",
-        'rows_of(mine["_to_run"]) if future.cancel() else future.result()',
-        "future.result()",
+        "if self.is_behind(): self.future.cancel() # unless it has begun",
+        "pass",
+    ),
+    Mutation(
+        "a query for which a worker is free runs there",
+        "fast",
+        "executors/test_loading.py",
+        "return self.pending > self._live - busy",
+        "return True",
     ),
     Mutation(
         "what is derived from a loaded queryset is an ordinary one",
@@ -1195,15 +1202,15 @@ MUTATIONS = [
         "a worker's own pool loads nothing for it",
         "fast",
         "executors/test_loading.py",
-        "is_inline() or self._queue.is_mine() or self._queue.is_full()",
-        "is_inline() or self._queue.is_full()",
+        "is_inline() or queue.is_mine() or queue.is_full()",
+        "is_inline() or queue.is_full()",
     ),
     Mutation(
         "a full queue loads nothing",
         "fast",
         "executors/test_loading.py",
-        "is_inline() or self._queue.is_mine() or self._queue.is_full()",
-        "is_inline() or self._queue.is_mine()",
+        "is_inline() or queue.is_mine() or queue.is_full()",
+        "is_inline() or queue.is_mine()",
     ),
     # In the caller's thread.
     Mutation(

@@ -33,7 +33,7 @@ from .clock import Clock
 from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
 from .connections.wrapper import is_in_atomic
-from .loading import Q, load
+from .loading import Loading, Q, load
 from .naming import listed, task_name
 from .on_commit import submit_on_commit
 from .task import TaskFuture
@@ -257,9 +257,9 @@ class Executor(concurrent.futures.Executor):
         `len`, `bool`, indexing, slicing, `count()`, `exists()`, `contains()`, pickling, a template, a
         `Paginator`, a serializer. What derives another queryset, as `filter` and `all` do, makes an
         ordinary one, and `iterator()` a query of its own, as ever. What `prefetch_related` names is
-        loaded too. If no worker has begun when the rows are needed, whoever needs them runs the query,
-        on their own connection. The query's error is raised where the rows are first needed; after it,
-        the queryset is an ordinary one, which tries again.
+        loaded too. If all workers are busy with something else when the rows are needed, whoever needs
+        them runs the query, on their own connection. The query's error is raised where the rows are
+        first needed; after it, the queryset is an ordinary one, which tries again.
 
         It is an ordinary queryset from the start, whose query runs where it is used, in these cases: in
         a transaction of the calling thread's on that alias, whose rows a worker would not see (so with
@@ -277,7 +277,7 @@ class Executor(concurrent.futures.Executor):
         """
         return load(queryset, self._submit_loading)
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Loading | None:
         """Submit the query, and return its future; None: it is better run where it is used."""
         raise TypeError(
             f"{type(self).__name__}.load(): its workers are other processes. Load by a "

@@ -177,7 +177,7 @@ class ImmediateExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(self._books, fn, (fn, args, kwargs))
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> None:
         return None
 
     def shutdown(

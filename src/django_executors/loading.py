@@ -12,7 +12,7 @@ import functools
 import pickle
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from django.db import connections
 from django.utils.asyncio import async_unsafe
@@ -27,25 +27,43 @@ else:  # Django's models take longer to import than all of this package
     Q = TypeVar("Q")
 
 
-def load(
-    queryset: Q, submit: Callable[[Callable[[Q], Any], Q], concurrent.futures.Future[Any] | None]
-) -> Q:
+class Loading(NamedTuple):
+    """A query that is submitted."""
+
+    future: concurrent.futures.Future[list[Any]]
+    queryset: Any
+    #: Tells whether no worker is free for what is queued.
+    is_behind: Callable[[], bool]
+
+    def rows(self) -> list[Any]:
+        """Wait for the rows; if no worker is free to begin, run the query here."""
+        try:
+            if self.is_behind():
+                self.future.cancel()  # unless it has begun
+            return self.future.result()
+        except concurrent.futures.CancelledError:
+            return rows_of(self.queryset)
+        finally:
+            del self  # which is in the error's traceback
+
+
+def load(queryset: Q, submit: Callable[[Callable[[Any], Any], Any], Loading | None]) -> Q:
     """See `Executor.load`.
 
     Args:
-        submit: returns the future of this call; None: no worker is to run it.
+        submit: submits this call; None: no worker is to run it.
     """
     found: Any = queryset
     _check(found)
-    if isinstance(found, _Loading) or vars(found)["_result_cache"] is not None:
+    if isinstance(found, _Loaded) or vars(found)["_result_cache"] is not None:
         return queryset
     if _is_in_transaction(found):
         return found.all()  # type: ignore[no-any-return]
     to_run = found.using(found.db)
     vars(to_run)["_query"] = _own(to_run.query)
-    if (future := submit(rows_of, to_run)) is None:
+    if (loading := submit(rows_of, to_run)) is None:
         return found.all()  # type: ignore[no-any-return]
-    return _Loading.begin(found, to_run, future)  # type: ignore[no-any-return]
+    return _Loaded.by(loading, found)  # type: ignore[no-any-return]
 
 
 def _own(query: Any) -> Any:
@@ -90,7 +108,7 @@ def _is_in_transaction(queryset: Any) -> bool:
     return bool(aliases) and (queryset.db in aliases or bool(queryset._prefetch_related_lookups))
 
 
-class _Loading:
+class _Loaded:
     """What stands before a queryset's class where its rows come from a worker.
 
     Private names of Django's: `_result_cache`, where each method of a queryset's looks for its rows, and
@@ -101,38 +119,34 @@ class _Loading:
     _plain: Any
 
     @classmethod
-    def begin(cls, queryset: Any, to_run: Any, future: concurrent.futures.Future[list[Any]]) -> Any:
-        """Return a copy of this queryset whose rows are that future's, if that is not cancelled."""
+    def by(cls, loading: Loading, queryset: Any) -> Any:
+        """Return a copy of this queryset whose rows come from there."""
         found = queryset.all()
-        found.__class__ = _loading(found.__class__)
-        vars(found).update(_future=future, _to_run=to_run, _lock=threading.RLock())
+        found.__class__ = _loaded(found.__class__)
+        vars(found).update(_loading=loading, _lock=threading.RLock())
         return found
 
     @property
     def _result_cache(self) -> Any:
-        if "_future" in vars(self):
+        if "_loading" in vars(self):
             self._wait()
         return vars(self)["_result_cache"]
 
     @_result_cache.setter
     def _result_cache(self, rows: Any) -> None:
-        vars(self).pop("_future", None)
+        vars(self).pop("_loading", None)
         vars(self)["_result_cache"] = rows
 
     @async_unsafe("You cannot wait for rows in an async context: use `async for`, or sync_to_async.")
     def _wait(self) -> None:
         mine = vars(self)
         with mine["_lock"]:
-            future = mine.get("_future")
-            if future is None:  # another thread has come first
-                return
             try:
-                rows = rows_of(mine["_to_run"]) if future.cancel() else future.result()
-                mine.update(_result_cache=rows, _prefetch_done=True)
+                if (loading := mine.get("_loading")) is not None:  # no other thread has come first
+                    mine.update(_result_cache=loading.rows(), _prefetch_done=True)
             finally:  # after an error it is a queryset like any other, which tries again
-                mine.pop("_future", None)
-                mine["_to_run"] = None
-                del future  # which is in the error's traceback
+                mine.pop("_loading", None)
+                loading = None
 
     def _clone(self) -> Any:
         cloned: Any = super()._clone()  # type: ignore[misc]
@@ -149,7 +163,7 @@ class _Loading:
 
 
 @functools.cache
-def _loading(plain: Any) -> Any:
+def _loaded(plain: Any) -> Any:
     metaclass: Any = type(plain)
     names = {"_plain": plain, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
-    return metaclass(plain.__name__, (_Loading, plain), names)
+    return metaclass(plain.__name__, (_Loaded, plain), names)

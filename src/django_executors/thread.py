@@ -50,6 +50,7 @@ from .connections import caches, release, thread_end
 from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
 from .immediate import InCallersThreads, is_inline
+from .loading import Loading
 from .naming import task_name
 from .task import Task, TaskFuture
 
@@ -260,6 +261,12 @@ class WorkQueue(Books):
         """Say whether a task would have to wait before it is queued."""
         with self.lock:
             return self._max_pending is not None and self.pending >= self._max_pending
+
+    def is_behind(self) -> bool:
+        """Say whether more tasks are queued than there are workers that take one at once."""
+        with self.lock:
+            busy = sum(worker.doing in (TASK, CALLBACKS) for worker in self.workers)
+            return self.pending > self._live - busy
 
     def is_mine(self) -> bool:
         """Say whether the calling thread is one of the workers."""
@@ -686,12 +693,14 @@ class ThreadPoolExecutor(Executor, _Standard):
         self._queue.add(task)
         return task
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Any:
+    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Loading | None:
         notice_fork()
-        if is_inline() or self._queue.is_mine() or self._queue.is_full():
+        queue = self._queue
+        if is_inline() or queue.is_mine() or queue.is_full():
             return None
         with contextlib.suppress(QueueFull):  # since a moment ago
-            return self._submit(fn, (queryset,), {})
+            return Loading(self._submit(fn, (queryset,), {}), queryset, queue.is_behind)
+        return None
 
     def _task(self, named: Any, call: Any) -> Task[Any]:
         changes: context.Changes = ()

@@ -28,7 +28,6 @@ from django_executors.testing import run_inline
 from tests.projects.testapp.models import Book, BookQuerySet, Entry, Shelf
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("idle_before_and_after")
 
@@ -60,13 +59,6 @@ def no_query() -> Iterator[None]:
     """In the calling thread, on whatever alias."""
     with connection.execute_wrapper(_refuse), connections["other"].execute_wrapper(_refuse):
         yield
-
-
-def loaded_by(pool: ThreadPoolExecutor, queryset: Any) -> Any:
-    """A worker has begun it: nobody else runs it."""
-    loaded = pool.load(queryset)
-    assert wait_until(lambda: not pool.stats().pending)
-    return loaded
 
 
 def ordered() -> QuerySet[Book]:
@@ -126,7 +118,7 @@ def test_uses(
 ) -> None:
     """Each waits for the worker's rows, and makes no query of its own."""
     connections.close_all()
-    loaded = loaded_by(pool, ordered().filter(shelf__in=Shelf.objects.all()))
+    loaded = pool.load(ordered().filter(shelf__in=Shelf.objects.all()))
     assert isinstance(loaded, BookQuerySet)
     with no_query():
         assert use(loaded) == right
@@ -146,7 +138,7 @@ def test_at_once(pool: ThreadPoolExecutor) -> None:
             super()._fetch_all()  # type: ignore[misc]
 
     queryset = Seen(Book).using("default")
-    loaded = loaded_by(pool, queryset)
+    loaded = pool.load(queryset)
     pool.shutdown()
     assert seen
     assert thread not in seen
@@ -174,7 +166,7 @@ def test_at_once(pool: ThreadPoolExecutor) -> None:
     ],
 )
 def test_kinds(queryset: Callable[[], Any], right: list[Any], pool: ThreadPoolExecutor) -> None:
-    loaded = loaded_by(pool, queryset())
+    loaded = pool.load(queryset())
     with no_query():
         assert sorted(loaded, key=str) == sorted(right, key=str)
         assert len(loaded) == len(right)
@@ -182,14 +174,10 @@ def test_kinds(queryset: Callable[[], Any], right: list[Any], pool: ThreadPoolEx
 
 def test_related(pool: ThreadPoolExecutor) -> None:
     """What is selected and prefetched with it costs the caller no query either."""
-    books = loaded_by(pool, ordered().select_related("shelf"))
-    shelves = loaded_by(
-        pool,
-        Shelf.objects.order_by("name").prefetch_related(
-            Prefetch("books", ordered(), to_attr="all_books")
-        ),
-    )
-    of_one = loaded_by(pool, Shelf.objects.get(name="shelf 1").books.order_by("number"))
+    books = pool.load(ordered().select_related("shelf"))
+    books_of = Prefetch("books", ordered(), to_attr="all_books")
+    shelves = pool.load(Shelf.objects.order_by("name").prefetch_related(books_of))
+    of_one = pool.load(Shelf.objects.get(name="shelf 1").books.order_by("number"))
     with no_query():
         assert [book.shelf.name for book in books] == ["shelf 0"] * 3 + ["shelf 1"] * 3
         assert [[book.number for book in each.all_books] for each in shelves] == [[0, 1, 2], [3, 4, 5]]
@@ -240,7 +228,7 @@ def failing() -> QuerySet[Book]:
 
 def test_error(pool: ThreadPoolExecutor) -> None:
     """It is raised where the rows are first needed, with the worker's traceback; then it tries again."""
-    loaded = loaded_by(pool, failing())
+    loaded = pool.load(failing())
     with pytest.raises(DataError) as raised, no_query():
         len(loaded)
     assert "rows_of" in "".join(traceback.format_exception(raised.value))
@@ -253,7 +241,7 @@ def test_error(pool: ThreadPoolExecutor) -> None:
 def test_nobody_uses_it(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
     """The rows are dropped with it; an error is logged, as that of a future that nobody asks."""
     loaded = pool.load(ordered())
-    rows = loaded._future  # type: ignore[attr-defined]
+    rows = vars(loaded)["_loading"].future
     assert rows.result(20)
     del loaded
     assert not [each for each in gc.get_referrers(rows) if isinstance(each, dict)]
@@ -264,6 +252,17 @@ def test_nobody_uses_it(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixtu
         assert not caplog.records
         del failed
     assert "nobody has asked" in caplog.text
+
+
+def test_cancelled(pool: ThreadPoolExecutor) -> None:
+    """A pool that is shut down meanwhile leaves the query to whoever needs its rows."""
+    gate = Gate()
+    [pool.submit(gate) for _ in range(2)]
+    gate.wait_for(2)
+    loaded = pool.load(ordered())
+    pool.shutdown(wait=False, cancel_futures=True)
+    gate.open()
+    assert [book.number for book in loaded] == [*range(BOOKS)]
 
 
 def test_not_begun(pool: ThreadPoolExecutor, postgres: PostgresObserver) -> None:
@@ -406,7 +405,7 @@ def test_in_a_coroutine(pool: ThreadPoolExecutor) -> None:
     """As with any queryset: `async for` and `sync_to_async` wait, all else says so."""
 
     async def main() -> None:
-        loaded = loaded_by(pool, ordered())
+        loaded = pool.load(ordered())
         with pytest.raises(SynchronousOnlyOperation, match="use `async for`"):
             len(loaded)
         assert await _numbers(loaded) == [*range(BOOKS)]
@@ -438,7 +437,7 @@ def test_a_subquery_of_several(pool: ThreadPoolExecutor) -> None:
     first, second = base.filter(number=1), base.filter(number=2)
     assert subquery(first) is subquery(second)
     loaded = [pool.load(each) for each in (first, second)]
-    to_run = [vars(each)["_to_run"] for each in loaded]
+    to_run = [vars(each)["_loading"].queryset for each in loaded]
     assert len({id(subquery(each)) for each in [base, *to_run]}) == 3
     assert [len(each) for each in loaded] == [1, 1]
 
@@ -447,6 +446,6 @@ def test_a_query_that_cannot_be_pickled(pool: ThreadPoolExecutor) -> None:
     class Twice(Func):
         template = "2 * (%(expressions)s)"
 
-    loaded = loaded_by(pool, ordered().annotate(twice=Twice("number", output_field=IntegerField())))
+    loaded = pool.load(ordered().annotate(twice=Twice("number", output_field=IntegerField())))
     with no_query():
         assert [book.twice for book in loaded] == [*range(0, 2 * BOOKS, 2)]
