@@ -38,7 +38,7 @@ class Loading(NamedTuple):
     def rows(self) -> list[Any]:
         """Wait for the rows; if no worker is free to begin, run the query here."""
         try:
-            if self.is_behind():
+            if not self.future.done() and self.is_behind():
                 self.future.cancel()  # unless it has begun
             return self.future.result()
         except concurrent.futures.CancelledError:
