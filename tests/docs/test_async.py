@@ -48,7 +48,7 @@ def test_the_views(conn_max_age: str, postgres: PostgresObserver, tmp_path: Path
             port, [f"/created_and_counted/{number:03}" for number in range(24)], clients=CLIENTS
         )
         assert set(created) == {(200, "1")}, log.read_text()
-        assert ask(port, "/thread_names")[1].startswith("to_thread_")
+        assert ask(port, "/thread_names")[1].startswith("default_")
         assert not postgres.left()
     assert log.read_text() == ""
 
