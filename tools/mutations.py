@@ -1427,6 +1427,13 @@ MUTATIONS = [
         'logger.exception("task=%s a receiver of its signals raised", self.result.task.name)',
         "raise",
     ),
+    Mutation(
+        "an asynchronous test's ORM works in the test's own thread, as the plugin counts",
+        "slow",
+        "django/test_pytest_plugin.py",
+        "[ident_of_process_wide_thread()] if inspect.iscoroutinefunction(test) else []",
+        "[]",
+    ),
     # The ASGI application.
     Mutation(
         "the loop of an ASGI server uses the named executor",

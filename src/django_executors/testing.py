@@ -24,6 +24,7 @@ from .base import notice_fork, unfinished
 from .clock import Clock
 from .connections.leaks import Watch
 from .connections.ledger import current_holder
+from .context import ident_of_process_wide_thread
 from .exceptions import ConnectionLeakError
 from .immediate import switch_inline
 
@@ -142,6 +143,16 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
                     return decorated(*args, **kwargs)
 
         return functools.wraps(decorated)(checked)
+
+
+def no_open_connections_after(test: object) -> _NoOpenConnections:
+    """Return the check of a whole test, fixtures included, for the thread that runs it.
+
+    The decorator finds out where the ORM works for its coroutine; around an asynchronous test, that is
+    asgiref's thread, unless the calling one waits for the coroutine, as in Django's test cases.
+    """
+    own_threads = [ident_of_process_wide_thread()] if inspect.iscoroutinefunction(test) else []
+    return _NoOpenConnections(1.0, *own_threads)
 
 
 @overload
