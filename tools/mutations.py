@@ -1017,7 +1017,7 @@ MUTATIONS = [
         "an event loop's thread never waits for room",
         "fast",
         "executors/test_thread.py",
-        "elif _runs_event_loop():",
+        "elif runs_event_loop():",
         "elif False:",
     ),
     Mutation(
@@ -1433,6 +1433,35 @@ MUTATIONS = [
         "django/test_pytest_plugin.py",
         "[ident_of_process_wide_thread()] if inspect.iscoroutinefunction(test) else []",
         "[]",
+    ),
+    # Tasks that a coroutine submits.
+    Mutation(
+        "a task of a coroutine runs inline where the coroutine's ORM calls run",
+        "fast",
+        "executors/test_immediate.py",
+        "if runs_event_loop(): future = AwaitedFuture(named)",
+        "if False:\n            future = AwaitedFuture(named)",
+    ),
+    Mutation(
+        "a task of a coroutine that nobody awaits runs inline too",
+        "fast",
+        "executors/test_immediate.py",
+        "context.run(coroutine.send, None) context.run(coroutine.close)",
+        "asyncio.get_running_loop().create_task(coroutine)",
+    ),
+    Mutation(
+        "a wait for a task of a coroutine that runs inline does not block the loop",
+        "fast",
+        "executors/test_immediate.py",
+        "if not self.done() and runs_event_loop():",
+        "if False:",
+    ),
+    Mutation(
+        "callbacks of a coroutine's task that runs inline cannot close what is not theirs",
+        "fast",
+        "executors/test_immediate.py",
+        "with callers_connections(): # for callbacks too",
+        "if True:",
     ),
     # The ASGI application.
     Mutation(

@@ -88,7 +88,8 @@ def run_inline(decorated: Any = None, /) -> Any:
     It holds for the whole process while it is in force: for executors that the code under test makes,
     that exist already, and for all threads. A task then runs as in an `ImmediateExecutor`: before
     `submit` returns, on the caller's connections and in its transaction, which the task cannot close.
-    So a `TestCase` sees what it wrote, and all of it is rolled back. Nothing is opened, and no worker
+    So a `TestCase` sees what it wrote, and all of it is rolled back. In a coroutine, a task runs where
+    the coroutine's own ORM calls run, and its future must be awaited. Nothing is opened, and no worker
     is started; what was submitted before goes on in its worker. A pool's initializer runs before its
     first task in each thread.
 
