@@ -1443,7 +1443,7 @@ MUTATIONS = [
         "if False:\n            future = AwaitedFuture(named)",
     ),
     Mutation(
-        "a task of a coroutine that nobody awaits runs inline too",
+        "a task of a coroutine runs inline before the coroutine's next ORM call, awaited or not",
         "fast",
         "executors/test_immediate.py",
         "context.run(coroutine.send, None) context.run(coroutine.close)",

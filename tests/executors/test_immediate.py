@@ -106,11 +106,13 @@ def test_in_djangos_asynchronous_tests() -> None:
                 deleted, _ = await Entry.objects.filter(name="of a task").adelete()
                 assert deleted == 1
             pool.submit(create)  # nobody awaits it
+            assert await Entry.objects.filter(name="of a task").acount() == 1
+            pool.submit(create)  # and nothing else is awaited
 
     with ThreadPoolExecutor(1) as pool, run_inline():
         passes(Case)
-        assert pool.stats().completed == 4
-    assert found == [["of the class", "of the test", "of a task"]]
+        assert pool.stats().completed == 5
+    assert found == [["of the class", "of the test", "of a task", "of a task"]]
     assert names() == []
 
 
