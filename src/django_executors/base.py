@@ -21,7 +21,7 @@ import traceback
 import warnings
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -489,10 +489,16 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)  # after the handler of `connections`
 
 
-def shut_all_down() -> None:
-    """Return when all executors of this process have done what they have to do, and take no more."""
+def shut_all_down(deadline: float | None = None, but: Collection[Executor] = ()) -> None:
+    """Shut down the executors of this process, one after another in the order in which they were made.
+
+    Args:
+        deadline: by `Clock`, for all of them together. Default None: as long as it takes.
+        but: not these.
+    """
     for executor in _executors_now():
-        executor.shutdown()
+        if executor not in but:
+            executor.shutdown(timeout=deadline and max(0.0, deadline - Clock.monotonic()))
 
 
 def end_forked_process(error: BaseException | None) -> NoReturn:

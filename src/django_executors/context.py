@@ -272,3 +272,8 @@ def _work_for(worker: Holder) -> None:
 
 
 SyncToAsync.single_thread_executor = _ProcessWideThread(SyncToAsync.single_thread_executor)  # type: ignore[assignment]
+
+
+def ident_of_process_wide_thread() -> int:
+    """Return the identifier of the thread in which asgiref runs the ORM of an asynchronous test."""
+    return SyncToAsync.single_thread_executor.submit(threading.get_ident).result()

@@ -1,14 +1,22 @@
-"""Run a task where it is submitted: in the caller's thread, on the caller's connections."""
+"""Run a task where it is submitted: in the caller's thread, on the caller's connections.
+
+In a coroutine those are not the calling thread's: Django's ORM refuses to work there, and asgiref runs
+the ORM calls that the coroutine awaits in another thread. There the task runs too; the loop goes on.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import connections
 
@@ -17,6 +25,8 @@ from .base import Books, Executor, ExecutorStats
 from .connections import hook
 from .connections.ledger import current_holder, next_serial
 from .context import run_in_caller
+from .exceptions import DeadlockError
+from .naming import task_name
 from .task import TaskFuture
 
 P = ParamSpec("P")
@@ -55,12 +65,44 @@ def callers_connections() -> Iterator[None]:
         holder.set_shield(outer)
 
 
+def runs_event_loop() -> bool:
+    """Return whether an event loop runs in the calling thread that must not be blocked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
+
+
 class InlineFuture(TaskFuture[R]):
     """The future of a task that has run by the time its `submit` returns, and so do its callbacks."""
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
         with callers_connections():
             super().add_done_callback(fn)
+
+    def stand_for(self, standard: concurrent.futures.Future[R]) -> None:
+        """Give this future, too, what this one gets."""
+
+        def hand_over(done: Any) -> None:
+            done.hand_over(standard)
+
+        concurrent.futures.Future.add_done_callback(self, hand_over)  # which does not ask for the error
+
+
+class AwaitedFuture(InlineFuture[R]):
+    """The future of a task that a coroutine has submitted, and which the coroutine has to await."""
+
+    def __init__(self, named: Callable[..., object]) -> None:
+        super().__init__()
+        self._named = named
+
+    def _waiting(self) -> None:
+        if not self.done() and runs_event_loop():
+            raise DeadlockError(
+                f"task={task_name(self._named)} runs inline, where this coroutine's ORM calls run, and "
+                "has not ended: waiting here would block the event loop, so await the future"
+            )
 
 
 def run_now(
@@ -69,7 +111,7 @@ def run_now(
     call: tuple[Callable[..., R], tuple[Any, ...], dict[str, Any]],
     before: Callable[[], contextvars.Context | None] = lambda: None,
 ) -> InlineFuture[R]:
-    """Run this task and return its future, which is done.
+    """Run this task and return its future, which is done, but in a coroutine.
 
     Args:
         books: where it is counted.
@@ -78,8 +120,45 @@ def run_now(
     Raises:
         KeyboardInterrupt: Ctrl-C came while the task ran.
     """
-    future: InlineFuture[R] = InlineFuture()
-    future.set_running_or_notify_cancel()
+    future: InlineFuture[R]
+    try:
+        if runs_event_loop():
+            future = AwaitedFuture(named)
+            _begin_where_the_orm_works(partial(_run_there, future, books, named, call, before))
+        else:
+            future = InlineFuture()
+            _run(future, books, named, call, before, raised=KeyboardInterrupt)
+        return future
+    finally:
+        del future, call  # the error's frames lead back to this one: no cycle
+
+
+def _begin_where_the_orm_works(run: Callable[[], None]) -> None:
+    """Have asgiref call this where it runs the ORM calls of the calling coroutine, and do not wait."""
+    coroutine = sync_to_async(run)()
+    # As a task of the loop it would begin later, or never if the loop ends before. When it first waits,
+    # it has handed over the call, with the caller's context, and has nothing else to do than to wait.
+    context = contextvars.copy_context()
+    context.run(coroutine.send, None)
+    context.run(coroutine.close)
+
+
+def _run_there(future: InlineFuture[R], *args: Any) -> None:
+    with callers_connections():  # for callbacks too
+        _run(future, *args)
+
+
+def _run(
+    future: InlineFuture[R],
+    books: Books,
+    named: Callable[..., object],
+    call: tuple[Callable[..., R], tuple[Any, ...], dict[str, Any]],
+    before: Callable[[], contextvars.Context | None],
+    *,
+    raised: type[BaseException] | tuple[()] = (),
+) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
     began = books.begin_in_caller()
     failed = True
     fn, args, kwargs = call
@@ -89,7 +168,7 @@ def run_now(
                 context = contextvars.copy_context()
             result = run_in_caller(context, named, fn, *args, **kwargs)
         failed = False
-    except KeyboardInterrupt:
+    except raised:
         raise
     except BaseException as error:  # noqa: BLE001 - it is the future's
         future.fail(named, error)
@@ -97,10 +176,7 @@ def run_now(
         future.set_result(result)
     finally:
         books.end_in_caller(began, failed=failed)
-    try:
-        return future
-    finally:
-        del future, call, args, kwargs  # the error's frames lead back to this one: no cycle
+        del future, call, args, kwargs  # as in `run_now`
 
 
 class InCallersThreads:
@@ -158,15 +234,16 @@ class ImmediateExecutor(Executor):
     `close_old_connections()` do nothing, unless the server has ended the connection. As everywhere in
     a transaction, a database error that is not caught in an `atomic` of the task's own spoils it.
 
-    Where an event loop runs in the caller's thread, Django's ORM refuses to work in the task: submit
-    from a synchronous function.
+    In a coroutine, the task runs where the coroutine's own ORM calls run, on their connection and in
+    their transaction, and its future must be awaited, as by `asyncio.wrap_future`: until it is done,
+    `result()` raises `DeadlockError`. With DJANGO_ALLOW_ASYNC_UNSAFE it runs at once there too.
     """
 
     def __init__(self) -> None:
         self._books = Books()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
-        """Run `fn(*args, **kwargs)` and return its future, which is done.
+        """Run `fn(*args, **kwargs)` and return its future, which is done, but in a coroutine.
 
         Raises:
             RuntimeError: after `shutdown`.

@@ -74,13 +74,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         item.stash[_INLINE].enter_context(run_inline())
     if _is_on(item, "assert_no_open_connections"):
-        from .testing import assert_no_open_connections
+        from .testing import no_open_connections_after
 
         # One for the end of the test, before the workers are drained if it is the last one, and one
         # for the end of the fixtures of its class and module.
         checks: list[contextlib.AbstractContextManager[None]] = []
         for _ in range(2):
-            checks.append(check := assert_no_open_connections())
+            checks.append(check := no_open_connections_after(getattr(item, "function", None)))
             check.__enter__()
         item.stash[_CHECKS] = checks
 

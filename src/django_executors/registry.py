@@ -86,7 +86,7 @@ class Executors:
         seconds = check_timeout(timeout, wait=wait)
         deadline = None if seconds is None else Clock.monotonic() + seconds
         self._is_shut_down = True
-        left = list(self._made.values())
+        left = self._made_now()
         try:
             while left:
                 seconds = None if deadline is None else max(0.0, deadline - Clock.monotonic())
@@ -95,6 +95,15 @@ class Executors:
         finally:
             for executor in left:  # the waiting was interrupted, or refused
                 executor.shutdown(wait=False, cancel_futures=cancel_futures)
+
+    def _made_now(self) -> list[Executor]:
+        return list(self._made.values())
+
+    def _open_again(self) -> None:
+        """Make each anew if they were shut down: a server starts in this process."""
+        if self._is_shut_down:
+            self._drop()
+            self._is_shut_down = False
 
     def _forget(self, *, setting: str, **kwargs: Any) -> None:
         if setting == conf.EXECUTORS:

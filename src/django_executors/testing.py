@@ -26,6 +26,7 @@ from .capturing import AssertNumQueries, CapturedQueries
 from .clock import Clock
 from .connections.leaks import Watch
 from .connections.ledger import current_holder
+from .context import ident_of_process_wide_thread
 from .exceptions import ConnectionLeakError
 from .immediate import switch_inline
 
@@ -96,7 +97,8 @@ def run_inline(decorated: Any = None, /) -> Any:
     It holds for the whole process while it is in force: for executors that the code under test makes,
     that exist already, and for all threads. A task then runs as in an `ImmediateExecutor`: before
     `submit` returns, on the caller's connections and in its transaction, which the task cannot close.
-    So a `TestCase` sees what it wrote, and all of it is rolled back. Nothing is opened, and no worker
+    So a `TestCase` sees what it wrote, and all of it is rolled back. In a coroutine, a task runs where
+    the coroutine's own ORM calls run, and its future must be awaited. Nothing is opened, and no worker
     is started; what was submitted before goes on in its worker. A pool's initializer runs before its
     first task in each thread.
 
@@ -151,6 +153,16 @@ class _NoOpenConnections(contextlib.AbstractContextManager[None]):
                     return decorated(*args, **kwargs)
 
         return functools.wraps(decorated)(checked)
+
+
+def no_open_connections_after(test: object) -> _NoOpenConnections:
+    """Return the check of a whole test, fixtures included, for the thread that runs it.
+
+    The decorator finds out where the ORM works for its coroutine; around an asynchronous test, that is
+    asgiref's thread, unless the calling one waits for the coroutine, as in Django's test cases.
+    """
+    own_threads = [ident_of_process_wide_thread()] if inspect.iscoroutinefunction(test) else []
+    return _NoOpenConnections(1.0, *own_threads)
 
 
 @overload

@@ -18,13 +18,11 @@ Python's exit says, by None, that workers are to end; `_adjust_thread_count`, by
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures.thread as standard
 import contextlib
 import contextvars
 import enum
 import logging
-import os
 import threading
 import weakref
 from collections import Counter, deque
@@ -49,7 +47,7 @@ from .clock import Clock
 from .connections import caches, release, thread_end
 from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
-from .immediate import InCallersThreads, is_inline
+from .immediate import InCallersThreads, is_inline, runs_event_loop
 from .loading import Loading
 from .naming import task_name
 from .task import Task, TaskFuture
@@ -232,7 +230,7 @@ class WorkQueue(Books):
                 why = "when_full='raise'"
             elif self.is_mine():
                 why = "a worker of its own would wait for itself"
-            elif _runs_event_loop():
+            elif runs_event_loop():
                 why = "waiting would block the event loop that runs in this thread"
             if why is not None:
                 self.rejected += 1
@@ -521,15 +519,6 @@ def _exit() -> bool:
     return bool(standard._shutdown)
 
 
-def _runs_event_loop() -> bool:
-    """Tell whether an event loop runs in the calling thread that is not to be blocked."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
-
-
 # A standard `submit` that somebody has replaced on the class, as tracing and error reporting do: it gets
 # the user's function, and what it makes of that arrives at the queue as a standard work item.
 
@@ -723,7 +712,7 @@ class ThreadPoolExecutor(Executor, _Standard):
             future: Any
             if is_inline():
                 future = self._submit_inline(fn, _call_of(item))
-                future.hand_over(item.future)
+                future.stand_for(item.future)
             else:
                 future = self._task(fn, _call_of(item))
                 future.stand_for(item.future)

@@ -140,6 +140,79 @@ def test_assert_no_open_connections(on: bool, project: Project) -> None:
     assert sorted(named) == sorted(expected.values()), run.output
 
 
+#: Runs asynchronous tests as pytest-asyncio does: the loop is in the main thread, and the ORM is not.
+RUNS_COROUTINES = """
+    import asyncio
+    import inspect
+
+    import pytest
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(pyfuncitem):
+        if inspect.iscoroutinefunction(pyfuncitem.obj):
+            asyncio.run(pyfuncitem.obj())
+            return True
+"""
+ASYNC_LEAKS = """
+    import asyncio
+    import threading
+    import unittest
+
+    import pytest
+    from asgiref.sync import sync_to_async
+    from django.db import connections
+    from django.test import SimpleTestCase
+
+    from django_executors.testing import assert_no_open_connections
+
+    threads = set()
+
+    def query():
+        threads.add(threading.current_thread())
+        connections["default"].close()  # that of the test before
+        connections["default"].ensure_connection()
+
+    async def use_the_orm(): await sync_to_async(query)()
+
+    async def test_the_orm(): await use_the_orm()
+
+    @assert_no_open_connections
+    async def test_decorated(): await use_the_orm()
+
+    async def test_leaks():
+        await use_the_orm()
+        thread = threading.Thread(target=query, name="left behind")
+        thread.start()
+        thread.join()
+
+    class TestOfUnittest(unittest.IsolatedAsyncioTestCase):
+        async def test_of_unittest(self): await use_the_orm()
+
+    class TestOfDjango(SimpleTestCase):
+        databases = "__all__"
+        async def test_of_django(self): await use_the_orm()
+
+    def test_that_is_synchronous():
+        assert threading.main_thread() in threads
+        asyncio.run(use_the_orm())
+"""
+
+
+@pytest.mark.parametrize("way", ["setting", "marker"])
+def test_asynchronous_tests(way: str, project: Project) -> None:
+    """The thread of an asynchronous test's ORM is its own, as for the decorator; others' are not."""
+    if way == "setting":
+        project.add_setting("executors_assert_no_open_connections = true")
+    project.write("conftest.py", CONFTEST_WITH_SQLITE, RUNS_COROUTINES)
+    mark = "pytestmark = pytest.mark.assert_no_open_connections" if way == "marker" else ""
+    project.write("test_it.py", ASYNC_LEAKS, mark)
+    run = project.run("-p", "no:django")
+    assert last_names(run.errors) == ["test_leaks", "test_that_is_synchronous"], run.output
+    assert len(run.passed) == 6, run.output
+    assert run.failed == [], run.output
+    assert "thread=left behind" in run.output
+
+
 WRONG_ARGUMENTS = ["off=True", "True, False", "'no'", "False, on=True"]
 
 

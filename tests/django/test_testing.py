@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import TestCase, TransactionTestCase
@@ -143,7 +143,8 @@ def test_decorates_functions() -> None:
         @run_inline()
         async def coroutine(pool: ThreadPoolExecutor) -> bool:
             await asyncio.sleep(0)
-            return runs_inline(pool)
+            thread = await asyncio.wrap_future(pool.submit(threading.get_ident))
+            return thread == await sync_to_async(threading.get_ident)()
 
         assert [decorated(pool), runs_inline(pool), decorated(pool)] == [True, False, True]
         assert [asyncio.run(coroutine(pool)), runs_inline(pool)] == [True, False]

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
+from django.test import TestCase, override_settings
 
 from django_executors import ThreadPoolExecutor
+from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
+from tests.support.running_cases import passes
 from tests.support.serving import ask, ask_all, uvicorn
 from tests.support.waiting import wait_until
 
@@ -48,7 +51,7 @@ def test_the_views(conn_max_age: str, postgres: PostgresObserver, tmp_path: Path
             port, [f"/created_and_counted/{number:03}" for number in range(24)], clients=CLIENTS
         )
         assert set(created) == {(200, "1")}, log.read_text()
-        assert ask(port, "/thread_names")[1].startswith("to_thread_")
+        assert ask(port, "/thread_names")[1].startswith("default_")
         assert not postgres.left()
     assert log.read_text() == ""
 
@@ -96,6 +99,29 @@ def test_cancelled_by_a_timeout(gate: Gate, postgres: PostgresObserver) -> None:
     assert not postgres.left()
 
 
+def test_in_a_test_case() -> None:
+    """With `run_inline`, the tasks of an asynchronous view see the rows of the test's transaction."""
+
+    # test case: begin
+    @run_inline
+    class CountTests(TestCase):
+        async def test_counted_twice(self) -> None:
+            await Entry.objects.acreate(name="apple")
+            response = await self.async_client.get("/counted_twice/apple")
+            assert response.content == b"2"
+
+    # test case: end
+    class Case(CountTests):
+        async def test_counted_twice(self) -> None:
+            await super().test_counted_twice()
+            response = await self.async_client.get("/counted_by_a_coroutine/apple")
+            assert response.content == b"1"
+
+    with override_settings(ROOT_URLCONF=SITE):
+        passes(Case)
+    assert not Entry.objects.exists()
+
+
 def test_rolled_back(postgres: PostgresObserver) -> None:
     """Whoever awaits a task of a transaction that rolls back gets `CancelledError`; it never runs."""
     done: list[str] = []
@@ -113,7 +139,7 @@ def test_rolled_back(postgres: PostgresObserver) -> None:
 
     async def main() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wrap_future(await create())
+            await (await create())
 
     with ThreadPoolExecutor(1) as pool:
         asyncio.run(main())

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import itertools
+import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor as Standard
 from concurrent.futures.thread import BrokenThreadPool
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
-from django.core.exceptions import SynchronousOnlyOperation
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.db import connection, connections, transaction
 from django.test import TestCase
+from django.utils import translation
 
 from django_executors import (
+    DeadlockError,
     ImmediateExecutor,
     ThreadPoolExecutor,
     all_connections,
@@ -27,6 +33,7 @@ from django_executors import (
 from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.endings import backend_pid
+from tests.support.gates import Gate
 from tests.support.in_callers_thread import (
     CLOSINGS,
     PLACES,
@@ -42,6 +49,8 @@ from tests.support.kept import backend
 from tests.support.observers import PostgresObserver
 from tests.support.running_cases import passes
 from tests.support.subprocesses import run_python
+
+T = TypeVar("T")
 
 
 def test_runs_at_once_in_the_callers_thread() -> None:
@@ -70,17 +79,212 @@ def test_keyboard_interrupt_is_raised(executor: Callable[[], concurrent.futures.
     assert connection.connection is None
 
 
-def test_under_an_event_loop() -> None:
-    """Where a loop runs, a task may be awaited; one that uses the ORM gets Django's own refusal."""
+# In a coroutine.
+
+
+def test_in_djangos_asynchronous_tests() -> None:
+    """A task runs in the thread and the transaction of the test's ORM calls, awaited or not."""
+    found: list[list[str]] = []
+
+    class Case(TestCase):
+        databases = {"default"}  # noqa: RUF012
+
+        @classmethod
+        def setUpTestData(cls) -> None:
+            Entry.objects.create(name="of the class")
+
+        async def test_it(self) -> None:
+            self.addCleanup(lambda: found.append(names()))
+            await Entry.objects.acreate(name="of the test")
+            for executor in (pool, ImmediateExecutor()):
+                read = await asyncio.wrap_future(executor.submit(names))
+                assert read == ["of the class", "of the test"]
+                running = asyncio.get_running_loop().run_in_executor(executor, threading.get_ident)
+                assert await running == threading.main_thread().ident
+                create = partial(Entry.objects.create, name="of a task")
+                await asyncio.wrap_future(executor.submit(create))
+                deleted, _ = await Entry.objects.filter(name="of a task").adelete()
+                assert deleted == 1
+            pool.submit(create)  # nobody awaits it
+            assert await Entry.objects.filter(name="of a task").acount() == 1
+            pool.submit(create)  # and nothing else is awaited
+
+    with ThreadPoolExecutor(1) as pool, run_inline():
+        passes(Case)
+        assert pool.stats().completed == 5
+    assert found == [["of the class", "of the test", "of a task", "of a task"]]
+    assert names() == []
+
+
+def in_a_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it in an event loop of its own, whose ORM calls run in a thread of asgiref's."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(20):
+            try:
+                return await main()
+            finally:
+                await sync_to_async(lambda: connection.close())()
+
+    return asyncio.run(bounded())
+
+
+def test_where_the_orm_works() -> None:
+    """Whichever thread asgiref has for a coroutine's ORM calls: there the task runs."""
+
+    async def main() -> bool:
+        thread = await sync_to_async(threading.get_ident)()
+        return thread == await asyncio.wrap_future(ImmediateExecutor().submit(threading.get_ident))
+
+    async def main_in_a_context() -> bool:
+        async with ThreadSensitiveContext():  # as that of a request
+            return await main()
+
+    async def main_in_a_task() -> bool:
+        return await asyncio.create_task(main())
+
+    for each in (main, main_in_a_context, main_in_a_task):
+        assert in_a_loop(each), each
+        assert async_to_sync(each)(), each
+
+
+def test_result_before_it_is_awaited() -> None:
+    """`result` and `exception` of a future that is not done raise, and do not block the loop."""
+    executor, go_on = ImmediateExecutor(), threading.Event()
+
+    async def main() -> None:
+        future = executor.submit(go_on.wait, 20)
+        for ask in (future.result, future.exception):
+            with pytest.raises(DeadlockError, match=r"^task=threading\.Event\.wait runs inline"):
+                ask()
+        go_on.set()
+        assert await asyncio.wrap_future(future)
+        assert future.result()
+        assert future.exception() is None
+
+    in_a_loop(main)
+
+
+def test_a_task_that_needs_the_loop() -> None:
+    """A task that runs code in the submitter's event loop gets its result: the loop is not blocked."""
 
     async def main() -> int:
-        executor, loop = ImmediateExecutor(), asyncio.get_running_loop()
-        with pytest.raises(SynchronousOnlyOperation):
-            await loop.run_in_executor(executor, Entry.objects.count)
-        return await asyncio.wrap_future(executor.submit(abs, -1))
+        return await asyncio.wrap_future(ImmediateExecutor().submit(task))
 
-    connection.ensure_connection()
-    assert asyncio.run(main()) == 1
+    async def count() -> int:
+        return await Entry.objects.acount()
+
+    def task() -> int:
+        return async_to_sync(count)()
+
+    assert in_a_loop(main) == 0
+    assert async_to_sync(main)() == 0
+    connection.close()
+
+
+def test_cancelled_in_a_coroutine(gate: Gate) -> None:
+    """What waits for a task that has not begun may be cancelled, and the task never runs."""
+    executor, ran = ImmediateExecutor(), list[int]()
+
+    async def main() -> None:
+        first = asyncio.wrap_future(executor.submit(gate))
+        second = asyncio.ensure_future(asyncio.wrap_future(executor.submit(ran.append, 1)))
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        await asyncio.sleep(0)  # in which the loop tells the task
+        gate.open()
+        await first
+        await asyncio.wrap_future(executor.submit(ran.append, 2))
+
+    in_a_loop(main)
+    assert ran == [2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("Ctrl-C"), ValueError("no"), SystemExit(1)])
+def test_errors_in_a_coroutine(error: BaseException) -> None:
+    """Each is in the future, since nobody else could be told."""
+    executor = ImmediateExecutor()
+
+    async def main() -> None:
+        future = executor.submit(fail, error)
+        with pytest.raises(DeadlockError):
+            future.exception()
+        await asyncio.get_running_loop().run_in_executor(None, concurrent.futures.wait, [future])
+        assert future.exception() is error
+
+    in_a_loop(main)
+    assert executor.stats().failed == 1
+
+
+def test_what_a_coroutine_leaves_to_its_task() -> None:
+    """A task has the coroutine's language and variables, and what it changes stays there."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    executor = ImmediateExecutor()
+
+    def task() -> tuple[str | None, str]:
+        found = translation.get_language(), variable.get()
+        translation.activate("fr")
+        variable.set("of the task")
+        return found
+
+    async def main() -> None:
+        with translation.override("de"):
+            variable.set("of the coroutine")
+            future = executor.submit(task)
+            assert await asyncio.wrap_future(future) == ("de", "of the coroutine")
+            assert (translation.get_language(), variable.get()) == ("de", "of the coroutine")
+
+    in_a_loop(main)
+
+
+def test_callbacks_of_a_coroutines_task() -> None:
+    """They run where the task has, and like it they cannot close what was open there."""
+    executor = ImmediateExecutor()
+
+    def close_and_tell(future: concurrent.futures.Future[Any]) -> None:
+        connection.close()
+        told.put((connection.connection is not None, threading.get_ident()))
+
+    async def main() -> None:
+        thread = await sync_to_async(threading.get_ident)()
+        await sync_to_async(lambda: connection.ensure_connection())()
+        executor.submit(backend_pid).add_done_callback(close_and_tell)
+        assert await asyncio.to_thread(told.get, timeout=20) == (True, thread)
+
+    told: queue.SimpleQueue[tuple[bool, int]] = queue.SimpleQueue()
+    in_a_loop(main)
+
+
+def test_a_replaced_submit_in_a_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a tool has replaced the standard `submit`, its own future gets the result too."""
+    original, seen = Standard.submit, list[concurrent.futures.Future[Any]]()
+
+    def submit(self: Standard, fn: Any, /, *args: Any) -> concurrent.futures.Future[Any]:
+        future = original(self, fn, *args)
+        if isinstance(self, ThreadPoolExecutor):
+            seen.append(future)
+        return future
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as pool, run_inline():
+            assert await asyncio.wrap_future(pool.submit(abs, -1)) == 1
+            (standard,) = seen
+            assert await asyncio.wrap_future(standard) == 1
+
+    monkeypatch.setattr(Standard, "submit", submit)
+    in_a_loop(main)
+
+
+def test_where_blocking_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With DJANGO_ALLOW_ASYNC_UNSAFE, as in a notebook, a task runs at once in the loop's thread."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    executor = ImmediateExecutor()
+
+    async def main() -> int:
+        return executor.submit(threading.get_ident).result()
+
+    assert asyncio.run(main()) == threading.get_ident()
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def sync_view(request: HttpRequest, name: str) -> HttpResponse:
 async def async_view(request: HttpRequest, name: str) -> HttpResponse:
     with translation.override("de"):
         future = submit(name)
-    return HttpResponse(await asyncio.wrap_future(future))
+    return HttpResponse(await future)
 
 
 def view_that_awaits(request: HttpRequest, name: str) -> HttpResponse:

@@ -1,32 +1,19 @@
 """The site of `docs/async.md`, which includes it from here, in a process without a garbage collector."""
 
 # application: begin
-import asyncio
-import functools
+from django_executors.asgi import get_asgi_application
 
-from django.core.asgi import get_asgi_application
-
-from django_executors import ThreadPoolExecutor
-
-django_application = get_asgi_application()
-
-
-@functools.cache  # once for each event loop: a process has one
-def use_our_threads(loop):
-    loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="to_thread"))
-
-
-async def application(scope, receive, send):
-    use_our_threads(asyncio.get_running_loop())
-    await django_application(scope, receive, send)
-
+application = get_asgi_application()
 
 # views: begin
+import asyncio  # noqa: E402
+
 from asgiref.sync import async_to_sync, sync_to_async  # noqa: E402
 from django.db import transaction  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from django_executors import ThreadPoolExecutor, executors  # noqa: E402
 from tests.projects.testapp.models import Entry  # noqa: E402
 
 # await: begin
@@ -38,15 +25,12 @@ def count(prefix):
 
 
 async def counted(request, prefix):
-    return HttpResponse(await asyncio.wrap_future(pool.submit(count, prefix)))
+    return HttpResponse(await pool.submit(count, prefix))
 
 
 async def counted_twice(request, prefix):
     async with asyncio.timeout(10):
-        found = await asyncio.gather(
-            asyncio.wrap_future(pool.submit(count, prefix)),
-            asyncio.wrap_future(pool.submit(count, prefix)),
-        )
+        found = await asyncio.gather(pool.submit(count, prefix), pool.submit(count, prefix))
     return HttpResponse(sum(found))
 
 
@@ -65,7 +49,7 @@ def count_in_a_worker(prefix):
 
 
 async def counted_by_a_coroutine(request, prefix):
-    return HttpResponse(await asyncio.wrap_future(pool.submit(count_in_a_worker, prefix)))
+    return HttpResponse(await pool.submit(count_in_a_worker, prefix))
 
 
 # commit: begin
@@ -78,14 +62,17 @@ def create(name):
 
 async def created_and_counted(request, name):
     future = await create(name)
-    return HttpResponse(await asyncio.wrap_future(future))
+    return HttpResponse(await future)
 
 
 # end
+import concurrent.futures.thread  # noqa: E402
 import gc  # noqa: E402
 import threading  # noqa: E402
 
 from django.http import JsonResponse  # noqa: E402
+
+from tests.support.waiting import wait_until  # noqa: E402
 
 gc.disable()
 single = ThreadPoolExecutor(1)
@@ -107,7 +94,7 @@ async def hold(request):
 
 async def wait_behind(request, how):
     if how == "submit":
-        await asyncio.wrap_future(single.submit(ran.append, how))
+        await single.submit(ran.append, how)
     else:
         await asyncio.get_running_loop().run_in_executor(single, ran.append, how)
     return HttpResponse()
@@ -128,6 +115,22 @@ async def thread_names(request):
     return HttpResponse(await asyncio.to_thread(lambda: threading.current_thread().name))
 
 
+def write_when_it_ends(name, executor):
+    """Go on when this task's own executor has been shut down, or Python exits."""
+    exits = vars(concurrent.futures.thread)
+    assert wait_until(lambda: executor._is_shut_down or exits["_shutdown"], within=60)
+    Entry.objects.create(name=name)
+
+
+async def leave_work(request):
+    named = executors["default"]
+    for _ in range(10):
+        asyncio.get_running_loop().run_in_executor(None, write_when_it_ends, "to_thread", named)
+        named.submit(write_when_it_ends, "named", named)
+        pool.submit(write_when_it_ends, "own", pool)
+    return HttpResponse()
+
+
 urlpatterns = [
     path("counted/<prefix>", counted),
     path("counted_twice/<prefix>", counted_twice),
@@ -140,4 +143,5 @@ urlpatterns = [
     path("go_on", go_on),
     path("numbers", numbers),
     path("thread_names", thread_names),
+    path("leave_work", leave_work),
 ]

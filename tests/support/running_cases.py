@@ -14,4 +14,5 @@ def run_case(case: type[unittest.TestCase]) -> unittest.TestResult:
 def passes(case: type[unittest.TestCase]) -> None:
     """Run it, and see that its one test passes."""
     result = run_case(case)
-    assert (result.testsRun, result.errors, result.failures, result.skipped) == (1, [], [], [])
+    assert result.wasSuccessful(), [text for _, text in [*result.errors, *result.failures]]
+    assert (result.testsRun, result.skipped) == (1, [])

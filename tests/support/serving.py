@@ -57,12 +57,28 @@ def serve(
                 process.wait(20)
 
 
+#: ASGI servers, and the options with which they take a socket and log nothing but trouble.
+ASGI_SERVERS = {
+    "uvicorn": ("--fd=", "--log-level=warning"),
+    "hypercorn": ("--bind=fd://", "--log-level=warning"),
+    "daphne": ("--fd=", "--verbosity=0"),
+}
+
+
+@contextmanager
+def asgi(server: str, log: Path, site: str, **variables: str) -> Iterator[Served]:
+    """Serve one of the sites by one of those servers until the end of the block."""
+    bind, quiet = ASGI_SERVERS[server]
+    options = [quiet, f"{site}:application"]
+    found = environment("tests.projects.asgi_settings") | {"TEST_SITE": site} | variables
+    with serve(log, server, *options, bind=bind, cwd=ROOT, variables=found) as served:
+        yield served
+
+
 @contextmanager
 def uvicorn(log: Path, site: str = "tests.projects.asgi", **variables: str) -> Iterator[int]:
     """Serve one of the sites until the end of the block, and give its port."""
-    options = [f"{site}:application", "--lifespan=off", "--log-level=warning"]
-    found = environment("tests.projects.asgi_settings") | {"TEST_SITE": site} | variables
-    with serve(log, "uvicorn", *options, bind="--fd=", cwd=ROOT, variables=found) as served:
+    with asgi("uvicorn", log, site, **variables) as served:
         yield served.port
 
 
