@@ -16,7 +16,7 @@ from asgiref.testing import ApplicationCommunicator
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_executors import DeadlockError, ThreadPoolExecutor, executors
+from django_executors import DeadlockError, ThreadPoolExecutor, base, executors
 from django_executors.asgi import get_asgi_application
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
@@ -26,8 +26,9 @@ IMMEDIATE = {"default": {"BACKEND": "django_executors.ImmediateExecutor"}}
 
 
 @pytest.fixture(autouse=True)
-def made_anew() -> Iterator[None]:
-    """Begin without named executors, and leave none."""
+def made_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Begin without executors, and leave none; those of other tests go on."""
+    monkeypatch.setattr(base, "_executors", {})
     with override_settings(EXECUTORS={"default": {"OPTIONS": {"max_workers": 2}}}):
         yield
         executors.shutdown()

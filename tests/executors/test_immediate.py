@@ -364,11 +364,10 @@ def test_a_task_cannot_end_the_callers_transaction(alias: str) -> None:
         assert names(alias) == []
 
 
-@pytest.mark.parametrize(
-    "executor", [ImmediateExecutor(), ThreadPoolExecutor(1)], ids=["immediate", "pool"]
-)
-def test_connecting_anew_in_a_test_case(executor: concurrent.futures.Executor) -> None:
+@pytest.mark.parametrize("kind", [ImmediateExecutor, ThreadPoolExecutor])
+def test_connecting_anew_in_a_test_case(kind: Callable[[], concurrent.futures.Executor]) -> None:
     """In Django's TestCase a task that closes and connects goes on with the test's connection."""
+    executor = kind()
 
     def connect_anew() -> object:
         connection.close()
