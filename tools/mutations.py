@@ -1017,7 +1017,7 @@ MUTATIONS = [
         "an event loop's thread never waits for room",
         "fast",
         "executors/test_thread.py",
-        "elif runs_event_loop():",
+        "elif context.runs_event_loop():",
         "elif False:",
     ),
     Mutation(

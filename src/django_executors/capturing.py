@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, overload
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.asyncio import async_unsafe
 
 from . import context
 from .connections import ledger
@@ -22,6 +23,10 @@ class CapturedQueries(Sequence[dict[str, Any]]):
         self._queries: list[dict[str, Any]] = []
         self._is_over = False
 
+    @async_unsafe(
+        "Queries cannot be captured in a coroutine, whose own run in another thread: do it in the "
+        "synchronous function that you give to sync_to_async, or that calls async_to_sync."
+    )
     def __enter__(self) -> CapturedQueries:
         context.begin_watching(self)
         context.show(self)

@@ -13,9 +13,11 @@ connections. That holds for no other loop: what a task gives to the server's run
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -240,6 +242,15 @@ def run_in_caller(
         holder.inline_tasks -= 1
         # They are known in the copy only, and some are closed by nobody but the garbage collector.
         caches.let_go(holder, since=start, forget=holder.executor is None)
+
+
+def runs_event_loop() -> bool:
+    """Return whether an event loop runs in the calling thread that must not be blocked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
 
 
 class _ProcessWideThread(concurrent.futures.Executor):

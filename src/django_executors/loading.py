@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from django.db import connections
 from django.utils.asyncio import async_unsafe
 
-from .connections.wrapper import is_in_transaction
+from .connections.ledger import all_entries
+from .connections.wrapper import is_in_test_case, is_in_transaction
+from .context import runs_event_loop
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -27,11 +29,23 @@ else:  # Django's models take longer to import than all of this package
     Q = TypeVar("Q")
 
 
+class RowsOf:
+    """A task: run this query, and those of its `prefetch_related`. Its name says of which model."""
+
+    def __init__(self, queryset: Any) -> None:
+        self._queryset = queryset
+        model = queryset.model
+        self.__module__, self.__qualname__ = model.__module__, f"load({model.__qualname__})"
+
+    def __call__(self) -> list[Any]:
+        return list(self._queryset)
+
+
 class Loading(NamedTuple):
     """A query that is submitted."""
 
     future: concurrent.futures.Future[list[Any]]
-    queryset: Any
+    task: RowsOf
     #: Tells whether no worker is free for what is queued.
     is_behind: Callable[[], bool]
 
@@ -42,16 +56,16 @@ class Loading(NamedTuple):
                 self.future.cancel()  # unless it has begun
             return self.future.result()
         except concurrent.futures.CancelledError:
-            return rows_of(self.queryset)
+            return self.task()
         finally:
             del self  # which is in the error's traceback
 
 
-def load(queryset: Q, submit: Callable[[Callable[[Any], Any], Any], Loading | None]) -> Q:
+def load(queryset: Q, submit: Callable[[RowsOf], Loading | None]) -> Q:
     """See `Executor.load`.
 
     Args:
-        submit: submits this call; None: no worker is to run it.
+        submit: submits this task; None: no worker is to run it.
     """
     found: Any = queryset
     _check(found)
@@ -61,7 +75,7 @@ def load(queryset: Q, submit: Callable[[Callable[[Any], Any], Any], Loading | No
         return found.all()  # type: ignore[no-any-return]
     to_run = found.using(found.db)
     vars(to_run)["_query"] = _own(to_run.query)
-    if (loading := submit(rows_of, to_run)) is None:
+    if (loading := submit(RowsOf(to_run))) is None:
         return found.all()  # type: ignore[no-any-return]
     return _Loaded.by(loading, found)  # type: ignore[no-any-return]
 
@@ -78,22 +92,21 @@ def _own(query: Any) -> Any:
         return query
 
 
-def rows_of(queryset: Any) -> list[Any]:
-    """Run the query, and those of `prefetch_related`. The task."""
-    return list(queryset)
-
-
 def _check(queryset: Any) -> None:
     from django.db.models import QuerySet
+    from django.db.models.manager import BaseManager
     from django.db.models.query import RawQuerySet
 
     if isinstance(queryset, RawQuerySet):
         raise TypeError(
-            "load() takes no raw queryset, which keeps its rows where nothing else can be put in their "
-            "place: submit(list, queryset)"
+            "load() takes no raw queryset, which is no QuerySet: use submit(list, queryset), and the "
+            "future's result"
         )
     if not isinstance(queryset, QuerySet):
-        raise TypeError(f"load() takes a QuerySet, as in Order.objects.all(), not {queryset!r}")
+        add = ": add .all()" if isinstance(queryset, BaseManager) else ""
+        raise TypeError(
+            f"load() takes a QuerySet, as in Order.objects.all(), not a {type(queryset).__name__}{add}"
+        )
     if queryset.query.select_for_update:
         raise TypeError(
             "load() takes no queryset with select_for_update(): the locks would be the worker's, and "
@@ -102,8 +115,16 @@ def _check(queryset: Any) -> None:
 
 
 def _is_in_transaction(queryset: Any) -> bool:
-    """Tell whether there are rows that only the calling thread's connection sees."""
-    aliases = {each.alias for each in connections.all(initialized_only=True) if is_in_transaction(each)}
+    """Tell whether there are rows that only the calling thread's connection sees.
+
+    A coroutine's ORM calls run in another thread. Nothing is in a transaction there when the coroutine
+    runs, but in an asynchronous test: that of its TestCase.
+    """
+    wrappers = [each for each in connections.all(initialized_only=True) if is_in_transaction(each)]
+    if runs_event_loop():
+        found = (entry.wrapper() for entry in all_entries())
+        wrappers += [each for each in found if each is not None and is_in_test_case(each)]
+    aliases = {each.alias for each in wrappers}
     # What is prefetched may be from any alias.
     return bool(aliases) and (queryset.db in aliases or bool(queryset._prefetch_related_lookups))
 
@@ -159,7 +180,7 @@ class _Loaded:
     def __reduce_ex__(self, protocol: Any) -> Any:
         rows, evaluated = self._result_cache, self._clone()
         vars(evaluated).update(_result_cache=rows, _prefetch_done=rows is not None)
-        return self._plain, (), evaluated.__getstate__()
+        return object.__new__, (self._plain,), evaluated.__getstate__()
 
 
 @functools.cache

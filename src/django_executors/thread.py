@@ -47,8 +47,8 @@ from .clock import Clock
 from .connections import caches, release, thread_end
 from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
-from .immediate import InCallersThreads, is_inline, runs_event_loop
-from .loading import Loading
+from .immediate import InCallersThreads, is_inline
+from .loading import Loading, RowsOf
 from .naming import task_name
 from .task import Task, TaskFuture
 
@@ -230,7 +230,7 @@ class WorkQueue(Books):
                 why = "when_full='raise'"
             elif self.is_mine():
                 why = "a worker of its own would wait for itself"
-            elif runs_event_loop():
+            elif context.runs_event_loop():
                 why = "waiting would block the event loop that runs in this thread"
             if why is not None:
                 self.rejected += 1
@@ -682,13 +682,13 @@ class ThreadPoolExecutor(Executor, _Standard):
         self._queue.add(task)
         return task
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Loading | None:
+    def _submit_loading(self, task: RowsOf) -> Loading | None:
         notice_fork()
         queue = self._queue
         if is_inline() or queue.is_mine() or queue.is_full():
             return None
         with contextlib.suppress(QueueFull):  # since a moment ago
-            return Loading(self._submit(fn, (queryset,), {}), queryset, queue.is_behind)
+            return Loading(self._submit(task, (), {}), task, queue.is_behind)
         return None
 
     def _task(self, named: Any, call: Any) -> Task[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
@@ -202,3 +203,13 @@ def test_fixtures(
     with assert_num_queries(1), capture_queries() as queries:
         executor.submit(count).result(20)
     assert len(queries) == 1
+
+
+def test_in_a_coroutine() -> None:
+    """It is refused, as by Django's own: the coroutine's queries run in another thread."""
+
+    async def main() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="cannot be captured"), capture_queries():
+            pass
+
+    asyncio.run(main())
