@@ -194,7 +194,8 @@ def end_watching(watcher: Watcher) -> None:
 
 def watched() -> Changes:
     """Return what is to be called in another thread to have a task's queries seen."""
-    return (partial(_watch, watchers.get()),)
+    found = tuple(each for each in watchers.get() if not each.is_over)
+    return (partial(_watch, found),) if found else ()
 
 
 def _watch(found: tuple[Watcher, ...]) -> None:
@@ -206,10 +207,9 @@ def _watch(found: tuple[Watcher, ...]) -> None:
 def show(*found: Watcher) -> None:
     """Show them the queries of the calling thread."""
     holder = current_holder()
-    wrappers = connections.all()  # before: those that are made now are not shown twice
-    holder.be_watched((*holder.watchers, *found))
-    for watcher in found:
-        for wrapper in wrappers:
+    holder.be_watched((*holder.watchers, *found))  # those that are made from now on
+    for wrapper in connections.all(initialized_only=True):
+        for watcher in found:
             watcher.watch(wrapper)
 
 

@@ -10,15 +10,14 @@ import concurrent.futures
 import copy
 import functools
 import pickle
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from django.db import connections
 from django.utils.asyncio import async_unsafe
 
-from .connections.ledger import all_entries
-from .connections.wrapper import is_in_test_case, is_in_transaction
+from .connections.ledger import all_entries, holds_permit
+from .connections.wrapper import is_in_test_case, is_in_transaction, open_transaction
 from .context import runs_event_loop
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class RowsOf:
         self.__module__, self.__qualname__ = model.__module__, f"load({model.__qualname__})"
 
     def __call__(self) -> list[Any]:
-        return list(self._queryset)
+        return list(self._queryset.all())  # no two threads may use one
 
 
 class Loading(NamedTuple):
@@ -55,7 +54,7 @@ class Loading(NamedTuple):
             if not self.future.done() and self.is_behind():
                 self.future.cancel()  # unless it has begun
             return self.future.result()
-        except concurrent.futures.CancelledError:
+        except (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor):
             return self.task()
         finally:
             del self  # which is in the error's traceback
@@ -75,7 +74,7 @@ def load(queryset: Q, submit: Callable[[RowsOf], Loading | None]) -> Q:
         return found.all()  # type: ignore[no-any-return]
     to_run = found.using(found.db)
     vars(to_run)["_query"] = _own(to_run.query)
-    if (loading := submit(RowsOf(to_run))) is None:
+    if holds_permit(found.db) or (loading := submit(RowsOf(to_run))) is None:
         return found.all()  # type: ignore[no-any-return]
     return _Loaded.by(loading, found)  # type: ignore[no-any-return]
 
@@ -120,7 +119,11 @@ def _is_in_transaction(queryset: Any) -> bool:
     A coroutine's ORM calls run in another thread. Nothing is in a transaction there when the coroutine
     runs, but in an asynchronous test: that of its TestCase.
     """
-    wrappers = [each for each in connections.all(initialized_only=True) if is_in_transaction(each)]
+    wrappers = [
+        each
+        for each in connections.all(initialized_only=True)
+        if is_in_transaction(each) or open_transaction(each)
+    ]
     if runs_event_loop():
         found = (entry.wrapper() for entry in all_entries())
         wrappers += [each for each in found if each is not None and is_in_test_case(each)]
@@ -144,7 +147,7 @@ class _Loaded:
         """Return a copy of this queryset whose rows come from there."""
         found = queryset.all()
         found.__class__ = _loaded(found.__class__)
-        vars(found).update(_loading=loading, _lock=threading.RLock())
+        vars(found)["_loading"] = loading
         return found
 
     @property
@@ -161,16 +164,17 @@ class _Loaded:
     @async_unsafe("You cannot wait for rows in an async context: use `async for`, or sync_to_async.")
     def _wait(self) -> None:
         mine = vars(self)
-        with mine["_lock"]:
-            try:
-                if (loading := mine.get("_loading")) is not None:  # no other thread has come first
-                    mine.update(_result_cache=loading.rows(), _prefetch_done=True)
-            finally:  # after an error it is a queryset like any other, which tries again
-                mine.pop("_loading", None)
-                loading = None
+        loading = mine.get("_loading")
+        if loading is None:  # another thread has come first
+            return
+        try:
+            mine.update(_result_cache=loading.rows(), _prefetch_done=True)
+        finally:  # after an error it is a queryset like any other, which tries again
+            mine.pop("_loading", None)
+            del loading
 
-    def _clone(self) -> Any:
-        cloned: Any = super()._clone()  # type: ignore[misc]
+    def _clone(self, *args: Any, **kwargs: Any) -> Any:
+        cloned: Any = super()._clone(*args, **kwargs)  # type: ignore[misc]
         cloned.__class__ = self._plain
         return cloned
 

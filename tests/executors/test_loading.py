@@ -24,12 +24,15 @@ from django.db.models.functions import Cast
 from django.template import Context, Engine
 from django.test import TestCase
 
-from django_executors import ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from django_executors import ExecutorError, ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from django_executors.testing import run_inline
 from tests.projects.testapp.models import Book, BookQuerySet, Entry, Shelf
+from tests.support.ceilings import ceiling
+from tests.support.forks import fork
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
 from tests.support.running_cases import passes
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("idle_before_and_after")
 
@@ -293,7 +296,7 @@ def is_ordinary(loaded: Any) -> bool:
     return type(loaded) is BookQuerySet
 
 
-@pytest.mark.parametrize("how", ["atomic", "autocommit off"])
+@pytest.mark.parametrize("how", ["atomic", "autocommit off", "BEGIN"])
 def test_in_a_transaction(how: str, pool: ThreadPoolExecutor) -> None:
     """It sees the transaction's own rows."""
 
@@ -310,6 +313,11 @@ def test_in_a_transaction(how: str, pool: ThreadPoolExecutor) -> None:
     if how == "atomic":
         with transaction.atomic():
             check()
+    elif how == "BEGIN":
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            check()
+            cursor.execute("ROLLBACK")
     else:
         transaction.set_autocommit(False)
         try:
@@ -348,6 +356,96 @@ def test_full_queue(when_full: Any) -> None:
         gate.open()
         waits.result(20)
         assert not pool.stats().rejected
+
+
+def test_full_meanwhile(many_switches: None) -> None:
+    """It never waits for room, though other threads take the last of it at the same moment."""
+    gate, all_of_them = Gate(), threading.Barrier(4)
+    with ThreadPoolExecutor(1, max_pending=1) as pool, ThreadPoolExecutor(4) as users:
+        pool.submit(gate)
+        gate.wait_for()
+
+        def use() -> int:
+            all_of_them.wait(20)
+            return len(pool.load(ordered()))
+
+        for _ in range(20):
+            assert [each.result(20) for each in [users.submit(use) for _ in range(4)]] == [BOOKS] * 4
+        gate.open()
+
+
+def test_under_a_ceiling(pool: ThreadPoolExecutor) -> None:
+    """Who has one of the permits does not wait for a worker that needs one."""
+    with ceiling(1, timeout=0.0), ThreadPoolExecutor(1) as other:
+
+        def task() -> tuple[bool, int]:
+            assert Entry.objects.count() == 0
+            loaded = pool.load(ordered())
+            return is_ordinary(loaded), len(loaded)
+
+        assert other.submit(task).result(20) == (True, BOOKS)
+
+
+def test_initializers() -> None:
+    """Nobody waits for a worker's initializer, and one that fails costs nobody the rows."""
+    gate = Gate()
+    with ThreadPoolExecutor(1, initializer=gate) as pool:
+        pool.submit(abs, 1)
+        gate.wait_for()
+        assert len(pool.load(ordered())) == BOOKS
+        gate.open()
+
+    def fails() -> None:
+        gate.wait_for()
+        raise LookupError("of the initializer")
+
+    with ThreadPoolExecutor(1, initializer=fails) as pool:
+        loaded = pool.load(ordered())
+        gate()
+        assert len(loaded) == BOOKS
+
+
+def test_in_a_forked_child(pool: ThreadPoolExecutor) -> None:
+    """The query is the parent's; the child is told so, and may try again. It does not wait."""
+    gate, waits = Gate(), threading.Event()
+
+    class Slow(BookQuerySet):
+        def _fetch_all(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                waits.set()
+                gate()
+            super()._fetch_all()  # type: ignore[misc]
+
+    loaded = pool.load(Slow(Book))
+    assert waits.wait(20)
+    with ThreadPoolExecutor(1) as other:
+        using = other.submit(len, loaded)
+        assert wait_until(using.running)
+
+        def child() -> None:
+            with pytest.raises(ExecutorError, match="belongs to the parent"):
+                len(loaded)
+            assert len(loaded) == BOOKS
+
+        connections.close_all()
+        assert fork(child) == (0, "")
+        gate.open()
+        assert using.result(20) == BOOKS
+
+
+def test_a_clone_with_arguments(pool: ThreadPoolExecutor) -> None:
+    """A class's own way to derive one goes on working."""
+
+    class Own(BookQuerySet):
+        def _clone(self, extra: int = 0) -> Any:
+            cloned = super()._clone()  # type: ignore[misc]
+            cloned.extra_value = extra
+            return cloned
+
+        def with_extra(self) -> Any:
+            return self._clone(extra=3)
+
+    assert pool.load(Own(Book)).with_extra().extra_value == 3
 
 
 def test_in_a_worker(pool: ThreadPoolExecutor) -> None:
