@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
@@ -53,7 +53,8 @@ _POSTGRES_LIMITS = """
         current_setting('superuser_reserved_connections')::int
         + coalesce(current_setting('reserved_connections', true)::int, 0)
 """
-# Whoever may not see another role's sessions gets NULL for most of their columns, the type among them.
+# Of another role's sessions an ordinary user gets NULL for most columns, the type among them. So their
+# parallel workers count too; only the server's own processes have no role, or no database.
 _POSTGRES_CLIENTS = """
     SELECT pid, application_name,
         CASE WHEN client_port = -1 THEN 'local' ELSE host(client_addr) || ':' || client_port END,
@@ -145,12 +146,12 @@ class Server:
         """Ask the server. Its connection stays open until `close()`, unless this fails.
 
         Raises:
-            DatabaseError: it gave no answer.
+            django.db.Error: it gave no answer.
         """
         try:
             with (self._wrapper or self._connect()).cursor() as cursor:
                 return _ASK[self.vendor](cursor)
-        except DatabaseError:
+        except Error:
             self.close()
             raise
 
@@ -158,7 +159,7 @@ class Server:
         """Have the server end this connection, and return whether it is gone.
 
         Raises:
-            DatabaseError: it is not ended; the alias's user may not do that, for one.
+            django.db.Error: it was not ended, since the alias's user may not do that, for example.
         """
         with (self._wrapper or self._connect()).cursor() as cursor:
             if self.vendor == "mysql":
@@ -213,7 +214,7 @@ def allowed(aliases: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def why(error: DatabaseError) -> str:
+def why(error: Error) -> str:
     """Say in one line why a server gave no answer."""
     said = " ".join(str(error).split())
     hint = " (an alias whose user is an administrator may still get a connection that is reserved)"
@@ -264,7 +265,7 @@ def _ask_mysql(cursor: CursorWrapper) -> Report:
 
 
 def _clients(vendor: str, rows: Iterable[Any]) -> tuple[Client, ...]:
-    found = [Client(*row[:-1], query=without_literals(row[-1], vendor)) for row in rows]
+    found = [Client(*(*row[:-1], without_literals(row[-1], vendor))) for row in rows]
     return tuple(
         sorted(found, key=lambda each: (each.application or each.user, each.host or "", each.pid))
     )

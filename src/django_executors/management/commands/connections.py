@@ -14,7 +14,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 from django_executors.servers import Report, Server, allowed, by_server, why
 
@@ -85,7 +85,7 @@ class Command(BaseCommand):
             found.append(entry)
             try:
                 report = server.report()
-            except DatabaseError as error:
+            except Error as error:
                 failed.append(server)
                 entry["error"] = why(error)
                 lines += [f"no answer: {_name(server)}", why(error), *_settings(entry, None), ""]
@@ -152,7 +152,7 @@ class Command(BaseCommand):
                     raise CommandError(f"pid={pid} has ended meanwhile")
             if not server.end(pid):
                 raise CommandError(f"{what} was told to end, and has not yet")
-        except DatabaseError as error:
+        except Error as error:
             raise CommandError(f"pid={pid} was not ended: {why(error)}") from error
         self.stdout.write(f"ended {what}")
 
@@ -198,7 +198,7 @@ def _settings(entry: dict[str, Any], report: Report | None) -> list[str]:
         return []
     said = f"EXECUTORS allow {total} in each process ({', '.join(f'{a} {n}' for a, n in each.items())})"
     if report is not None:
-        said += f"; {report.usable} usable are enough for {report.usable // total} processes"
+        said += f"; {report.usable} usable are enough for {report.usable // total} process(es)"
         if total > report.left:
             said += f"; {report.left} left are too few for one more"
     return [said]
