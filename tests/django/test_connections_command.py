@@ -7,7 +7,8 @@ import io
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,7 @@ from django.db import connections
 from django.test import override_settings
 
 from django_executors import all_connections
+from django_executors.connections.wrapper import backend_pid
 from django_executors.management.commands.connections import Command
 from django_executors.servers import Server, by_server, without_literals
 from tests.support.observers import MariaDBObserver, PostgresObserver
@@ -52,12 +54,35 @@ def no_pool(nothing_is_left: None, postgres: PostgresObserver) -> None:
     assert not postgres.left("pooled")
 
 
+@pytest.fixture(autouse=True)
+def noticed(
+    request: pytest.FixtureRequest, postgres: PostgresObserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have the server notice that the command has closed its connection, so that a test may count."""
+    of_postgres = partial(postgres.execute, "SELECT FROM pg_stat_activity WHERE pid = %s")
+    lists: dict[str, Callable[[int | None], object]] = {"postgresql": of_postgres}
+    if "mariadb" in request.fixturenames:
+        mariadb: MariaDBObserver = request.getfixturevalue("mariadb")
+        sql = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
+        lists["mysql"] = partial(mariadb.execute, sql)
+    close = Server.close
+
+    def close_and_wait(server: Server) -> None:
+        pid = server._wrapper and backend_pid(server._wrapper)
+        close(server)
+        if pid is not None and server.vendor in lists:
+            assert wait_until(lambda: not lists[server.vendor](pid))
+
+    monkeypatch.setattr(Server, "close", close_and_wait)
+
+
 @pytest.fixture
 def plain(postgres: PostgresObserver, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An alias whose user is no superuser."""
     postgres.execute(f"CREATE ROLE plain LOGIN PASSWORD '{PASSWORD}'")
     entry = {**connections.settings["default"], "USER": "plain", "PASSWORD": PASSWORD}
     monkeypatch.setitem(connections.settings, "plain", entry)
+    connections["plain"]  # whose end is the same where the test has not come so far
     yield "plain"
     del connections["plain"]
     assert not postgres.left()
@@ -559,6 +584,7 @@ def plain_on_mariadb(mariadb: MariaDBObserver, monkeypatch: pytest.MonkeyPatch) 
     mariadb.execute("GRANT SELECT, INSERT ON app.* TO plain@'%'")
     entry = {**connections.settings["mariadb"], "USER": "plain", "PASSWORD": PASSWORD}
     monkeypatch.setitem(connections.settings, "plain", entry)
+    connections["plain"]  # whose end is the same where the test has not come so far
     yield "plain"
     del connections["plain"]
     assert not mariadb.left()
@@ -627,6 +653,9 @@ def test_a_full_mariadb(mariadb: MariaDBObserver, plain_on_mariadb: str) -> None
             with contextlib.suppress(MySQLdb.OperationalError):
                 while True:
                     stack.enter_context(mariadb_client(plain_on_mariadb))
+            # The one that was refused has the administrator's for a moment.
+            connected = "SHOW GLOBAL STATUS LIKE 'Threads_connected'"
+            assert wait_until(lambda: mariadb.execute(connected)[0][1] == "10")
             assert run("--database=mariadb").startswith("10 of 10 usable (1 reserved), 0 left: ")
             output = io.StringIO()
             with pytest.raises(CommandError, match="no answer"):
