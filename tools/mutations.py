@@ -1647,6 +1647,77 @@ MUTATIONS = [
         "loop.set_default_executor(_LoopsExecutor())",
         "loop.set_default_executor(_default())",
     ),
+    # `manage.py connections` shows what the server has, and nothing of a query's values.
+    Mutation(
+        "the connections command shows no literals",
+        "fast",
+        "django/test_connections_command.py",
+        "without_literals(row[-1], vendor)",
+        "row[-1]",
+    ),
+    Mutation(
+        "the connections command leaves out the rest where a string may not have ended",
+        "fast",
+        "django/test_connections_command.py",
+        r'''_STRING = r"'(?:[^'\\]|''|\\(?!'))*+'|'.*"''',
+        r'''_STRING = r"'(?:[^']|'')*+'|'.*"''',
+    ),
+    Mutation(
+        "the connections command lists sessions that it may not see",
+        "fast",
+        "django/test_connections_command.py",
+        "AND coalesce(backend_type, 'client backend') = 'client backend'",
+        "AND backend_type = 'client backend'",
+    ),
+    Mutation(
+        "the connections command leaves its own connection out",
+        "fast",
+        "django/test_connections_command.py",
+        "WHERE pid <> pg_backend_pid() AND datid",
+        "WHERE datid",
+    ),
+    Mutation(
+        "the connections command takes no connection of a pool",
+        "fast",
+        "django/test_connections_command.py",
+        'in alias.settings_dict["OPTIONS"].items() if name != "pool"',
+        'in alias.settings_dict["OPTIONS"].items()',
+    ),
+    Mutation(
+        "the connections command closes its connections",
+        "fast",
+        "django/test_connections_command.py",
+        "stack.callback(server.close)",
+        "pass",
+    ),
+    Mutation(
+        "the connections command connects anew after an error",
+        "fast",
+        "django/test_connections_command.py",
+        "except Error: self.close() raise",
+        "except Error:\n            raise",
+    ),
+    Mutation(
+        "the connections command sees the list as it is now",
+        "fast",
+        "django/test_connections_command.py",
+        "wrapper.set_autocommit(True)",
+        "pass",
+    ),
+    Mutation(
+        "the connections command ends no connection that came later",
+        "fast",
+        "django/test_connections_command.py",
+        "if (pid, client.host) not in ((each.pid, each.host) for each in server.report().clients):",
+        "if False:",
+    ),
+    Mutation(
+        "worker processes count against the server's limit",
+        "fast",
+        "django/test_connections_command.py",
+        "own + processes if pooled is None",
+        "own if pooled is None",
+    ),
 ]
 
 

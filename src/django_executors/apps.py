@@ -6,7 +6,7 @@ import contextlib
 import importlib
 
 from django.apps import AppConfig
-from django.core.checks import Tags, register
+from django.core.checks import register
 
 from . import checks
 from .connections import thread_end
@@ -21,7 +21,6 @@ class DjangoExecutorsConfig(AppConfig):
         thread_end.watch_every_thread()
         for check in (checks.check_settings, checks.check_sizes, checks.check_greenlets):
             register(check, "executors")
-        register(checks.check_servers, Tags.database)
         # Which has the checks of TASKS registered, before they run: a view's import would be too late.
         with contextlib.suppress(ImportError):  # Django 5.2
             importlib.import_module("django.tasks")

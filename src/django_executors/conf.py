@@ -42,6 +42,10 @@ class Conf:
     max_connections: Mapping[str, int]
     connection_wait_timeout: float
 
+    def under_ceiling(self, alias: str, workers: int) -> int:
+        """Return how many connections to this alias so many workers may hold at once."""
+        return min(workers, self.max_connections.get(alias, workers))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:

@@ -155,6 +155,24 @@ def make(alias: str) -> Executor:
     return executor
 
 
+def most_workers() -> dict[str, int]:
+    """Return how many threads each executor that EXECUTORS names has at most.
+
+    Raises:
+        ImproperlyConfigured: EXECUTORS is wrong.
+    """
+    return {alias: make(alias)._most_workers for alias in conf.read(conf.EXECUTORS)}
+
+
+def most_processes() -> int:
+    """Return how many worker processes they have at most, all together.
+
+    Raises:
+        ImproperlyConfigured: EXECUTORS is wrong.
+    """
+    return sum(make(alias)._most_processes for alias in conf.read(conf.EXECUTORS))
+
+
 #: Those of this process.
 executors = Executors()
 # Before modules are taken apart: the standard process pool's own end needs some.

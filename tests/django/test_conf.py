@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_executors import ThreadPoolExecutor, conf, executors
-from django_executors.checks import check_servers, check_settings, check_sizes
+from django_executors.checks import check_settings, check_sizes
 from tests.projects.testapp.models import Entry
 
 MOST = "EXECUTORS_MAX_CONNECTIONS"
@@ -104,7 +104,6 @@ def test_each_wrong_setting_is_said() -> None:
     with override_settings(EXECUTORS={"one": wrong, "two": wrong, "three": {}}):
         assert len(check_settings()) == 2
         assert check_sizes() == []
-        assert check_servers(databases=["default"]) == []
     with override_settings(EXECUTORS_MAX_CONNECTIONS=1, EXECUTORS_CONNECTION_WAIT_TIMEOUT="1"):
         assert len(check_settings()) == 2
 

@@ -35,7 +35,7 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
     Args:
         now: default: this moment.
     """
-    if not _says_full(error) or not _turn.acquire(blocking=False):
+    if not says_full(error) or not _turn.acquire(blocking=False):
         return
     global _next
     now = Clock.monotonic() if now is None else now
@@ -59,7 +59,8 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
     )
 
 
-def _says_full(error: BaseException) -> bool:
+def says_full(error: BaseException) -> bool:
+    """Return whether this error says that a server has no connection left."""
     if error.args and error.args[0] in _FULL_NUMBERS:
         return True
     said = str(error)

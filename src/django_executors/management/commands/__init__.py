@@ -1,0 +1,1 @@
+"""What `manage.py` gets where the app is installed."""
