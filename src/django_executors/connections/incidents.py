@@ -8,7 +8,7 @@ import threading
 
 from django_executors.clock import Clock
 
-from .ledger import all_connections
+from .ledger import all_connections, stack_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
         _turn.release()
     held = [
         f"alias={one.alias} thread={one.thread_name} executor={one.executor} task={one.task} "
-        f"age={one.age:.1f}s backend_pid={one.backend_pid}"
+        f"age={one.age:.1f}s backend_pid={one.backend_pid}{stack_of(one.thread_ident)}"
         for one in all_connections()
     ]
     logger.error(
