@@ -34,8 +34,8 @@ def test_workers() -> None:
 
 
 @NAMED
-def test_another_name() -> None:
-    """What OPTIONS has said stays; Django's own pool is nobody's."""
+def test_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OPTIONS or the environment has said stays; Django's own pool is nobody's."""
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(application_name, "pooled").result(20) == ""
         options: dict[str, Any] = connections["other"].settings_dict["OPTIONS"]
@@ -44,6 +44,8 @@ def test_another_name() -> None:
             assert pool.submit(application_name, "other").result(20) == "of the settings"
         finally:
             del options["application_name"]
+        monkeypatch.setenv("PGAPPNAME", "of the environment")
+        assert pool.submit(application_name).result(20) == "of the environment"
 
 
 @override_settings(EXECUTORS_APPLICATION_NAME="{executor}")

@@ -177,7 +177,7 @@ def test_without_a_timeout(kind: Callable[[], Any]) -> None:
 
 def test_nobody_elses_query_is_hit(postgres: PostgresObserver, many_switches: None) -> None:
     """While pools end, one after another, no query of other pools, nor of this thread, is cancelled."""
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Semaphore(0)
 
     def other() -> int:
         count = 0
@@ -187,19 +187,22 @@ def test_nobody_elses_query_is_hit(postgres: PostgresObserver, many_switches: No
         return count
 
     def short() -> None:
+        begun.release()
         while True:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_sleep(0.01)")
 
     with ThreadPoolExecutor(2, conn_max_idle=5) as others:
         running = [others.submit(other) for _ in range(2)]
-        for _ in range(30):
-            pool = ThreadPoolExecutor(3)
-            futures = [pool.submit(short) for _ in range(3)]
-            Entry.objects.count()
-            pool.shutdown(timeout=0.0, cancel_queries=True)
-            for future in futures:
-                assert isinstance(future.exception(20), OperationalError)
-        stop.set()
+        try:
+            for _ in range(30):
+                pool = ThreadPoolExecutor(3)
+                futures = [pool.submit(short) for _ in range(3)]
+                assert all(begun.acquire(timeout=20) for _ in futures)
+                Entry.objects.count()
+                pool.shutdown(timeout=0.0, cancel_queries=True)
+                assert all(isinstance(each.exception(20), OperationalError) for each in futures)
+        finally:
+            stop.set()
         assert all(each.result(20) > 0 for each in running)
     connection.close()
