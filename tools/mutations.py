@@ -1566,8 +1566,8 @@ MUTATIONS = [
         "a receiver's error costs no Django Task its result",
         "fast",
         "django/test_backends.py",
-        'logger.exception("task=%s a receiver of its signals raised", self.result.task.name)',
-        "raise",
+        '"task=%(task)s a receiver of its signals raised", exc_info=True, task=self.result.task.name, )',
+        '"", )\n            raise',
     ),
     Mutation(
         "an asynchronous test's ORM works in the test's own thread, as the plugin counts",

@@ -34,7 +34,7 @@ from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
 from .connections.wrapper import is_in_atomic
 from .loading import Loading, Q, load
-from .naming import listed, task_name
+from .naming import listed, log, task_name
 from .on_commit import submit_on_commit
 from .task import TaskFuture
 
@@ -585,10 +585,13 @@ def end_within(
         running = books.running()
     finally:
         if running or not_run:
-            logger.error(
-                "executor=%s timeout=%s shutdown left running=%s not_run=%s",
-                books.name,
-                round(seconds, 2),
-                listed(running),
-                listed(not_run),
+            log(
+                logger,
+                logging.ERROR,
+                "executor=%(executor)s timeout=%(timeout)s shutdown left running=%(running)s "
+                "not_run=%(not_run)s",
+                executor=books.name,
+                timeout=round(seconds, 2),
+                running=listed(running),
+                not_run=listed(not_run),
             )

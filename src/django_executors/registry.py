@@ -15,6 +15,7 @@ from . import conf
 from .arguments import check_timeout
 from .base import Executor
 from .clock import Clock
+from .naming import log
 from .thread import ThreadPoolExecutor
 
 DEFAULT = "default"
@@ -52,7 +53,13 @@ class Executors:
         while (why := executor._why_useless()) is not None:
             successor = self._make(alias)
             if vars(executor).setdefault("_successor", successor) is successor:
-                logger.warning("executor=%s is made anew: %s", alias, why)
+                log(
+                    logger,
+                    logging.WARNING,
+                    "executor=%(executor)s is made anew: %(reason)s",
+                    executor=alias,
+                    reason=why,
+                )
             executor = made[alias] = vars(executor)["_successor"]
         return executor
 

@@ -10,12 +10,13 @@ import contextlib
 import logging
 import os
 import threading
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
 from django_executors import conf
 from django_executors.clock import Clock
-from django_executors.naming import task_name
+from django_executors.naming import log, task_name
 
 from . import ledger, release
 from .ledger import OPEN, Entry, Holder, current_holder, stack_of
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: It looks so often within the time of the setting, and at least once a second.
 _LOOKS = 10
+
+_WHO = "alias=%(alias)s backend_pid=%(backend_pid)s executor=%(executor)s task=%(task)s"
 
 _lock = threading.Lock()
 _thread: threading.Thread | None = None  # guarded by _lock
@@ -60,31 +63,39 @@ class _Hold:
 
     def __init__(self, entry: Entry, holder: Holder) -> None:
         self._ident = entry.holder.thread_ident
-        self._said = (
-            f"alias={entry.alias} backend_pid={entry.backend_pid} executor={holder.executor} "
-            f"task={task_name(holder.task) if holder.task else None}"
-        )
+        self._fields = {
+            "alias": entry.alias,
+            "backend_pid": entry.backend_pid,
+            "executor": holder.executor,
+            "task": None if holder.task is None else task_name(holder.task),
+        }
         self._since = Clock.monotonic()
         self._is_told = False
 
-    @property
-    def seconds(self) -> float:
-        return Clock.monotonic() - self._since
+    def has_lasted(self, seconds: float) -> bool:
+        return Clock.monotonic() - self._since >= seconds
 
     def tell(self) -> None:
         if self._is_told:
             return
         self._is_told = True
-        logger.warning(
-            "%s has held its connection for %.1f s: call release_connections() before slow work%s",
-            self._said,
-            self.seconds,
-            stack_of(self._ident),
+        self._log(
+            "has held its connection for %(seconds)s s: call release_connections() before slow "
+            "work%(stack)s",
+            stack=stack_of(self._ident),
         )
 
     def end(self) -> None:
         if self._is_told:
-            logger.warning("%s has given its connection back after %.1f s", self._said, self.seconds)
+            self._log("has given its connection back after %(seconds)s s")
+
+    def _log(self, text: str, **more: str) -> None:
+        fields: dict[str, Any] = {
+            **self._fields,
+            "seconds": round(Clock.monotonic() - self._since, 1),
+            **more,
+        }
+        log(logger, logging.WARNING, f"{_WHO} {text}", **fields)
 
 
 def _look(watched: dict[int, _Hold], seconds: float) -> None:
@@ -98,7 +109,7 @@ def _look(watched: dict[int, _Hold], seconds: float) -> None:
             watched.pop(serial).end()
     for serial, (entry, holder) in held.items():
         hold = watched.setdefault(serial, _Hold(entry, holder))
-        if hold.seconds >= seconds:
+        if hold.has_lasted(seconds):
             hold.tell()
     # A log handler of the project's may have used the ORM.
     release.release_since(current_holder(), 0)

@@ -7,6 +7,7 @@ import os
 import threading
 
 from django_executors.clock import Clock
+from django_executors.naming import log
 
 from .ledger import all_connections, stack_of
 
@@ -50,12 +51,15 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
         f"age={one.age:.1f}s backend_pid={one.backend_pid}{stack_of(one.thread_ident)}"
         for one in all_connections()
     ]
-    logger.error(
-        "alias=%s the server has no connection left (%s); this process holds %s%s",
-        alias,
-        str(error).strip(),
-        len(held),
-        "".join(f"\n{line}" for line in held),
+    log(
+        logger,
+        logging.ERROR,
+        "alias=%(alias)s the server has no connection left (%(error)s); this process holds %(held)s"
+        "%(holders)s",
+        alias=alias,
+        error=str(error).strip(),
+        held=len(held),
+        holders="".join(f"\n{line}" for line in held),
     )
 
 
