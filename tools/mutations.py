@@ -833,7 +833,7 @@ MUTATIONS = [
         "a task has its submitter's language and time zone",
         "fast",
         "executors/test_context.py",
-        "context.run(_make, self._changes)",
+        "context.run(_make, changes)",
         "pass",
     ),
     Mutation(
@@ -889,7 +889,7 @@ MUTATIONS = [
         "a task's context is let go",
         "fast",
         "executors/test_context_edge_cases.py",
-        "del self, fn, args, kwargs, context, of_worker",
+        "del self, fn, args, kwargs, context, changes, of_worker",
         "pass",
     ),
     Mutation(
@@ -982,8 +982,8 @@ MUTATIONS = [
         "fast",
         "contract/test_standard_behaviour.py executors/test_thread.py",
         "self.set_running_or_notify_cancel() # or `wait` and `as_completed` sleep on "
-        "if queue is not None:",
-        "if queue is not None:",
+        "if standard is not None and standard.cancel():",
+        "if standard is not None and standard.cancel():",
     ),
     Mutation(
         "a cancelled task is not pending",
@@ -1017,7 +1017,7 @@ MUTATIONS = [
         "an event loop's thread never waits for room",
         "fast",
         "executors/test_thread.py",
-        "elif runs_event_loop():",
+        "elif context.runs_event_loop():",
         "elif False:",
     ),
     Mutation(
@@ -1126,6 +1126,13 @@ MUTATIONS = [
         "return own or sorted(found, key=lambda wrapper: wrapper.alias != DEFAULT_DB_ALIAS)[:1]",
         "return own or found",
     ),
+    Mutation(
+        "what a replaced submit has returned is cancelled with the task",
+        "fast",
+        "executors/test_thread.py",
+        "if standard is not None and standard.cancel():",
+        "if False:",
+    ),
     # Operations.
     Mutation(
         "a hold is told of once",
@@ -1209,10 +1216,38 @@ MUTATIONS = [
         "what connecting asks itself is not",
         "servers",
         "django/test_capturing.py",
-        "if wrapper is not None and ledger.entry_of(wrapper) is not None:",
+        "if wrapper is not None and not ledger.is_connecting(wrapper):",
         "if wrapper is not None:",
     ),
+    Mutation(
+        "a capture that is over is not handed on",
+        "fast",
+        "django/test_capturing.py",
+        "found = tuple(each for each in watchers.get() if not each.is_over)",
+        "found = watchers.get()",
+    ),
+    Mutation(
+        "a task that has ended keeps no capture",
+        "fast",
+        "django/test_capturing.py",
+        "self._call = self._context = None self._changes = () try:",
+        "self._call = self._context = None\n        try:",
+    ),
     # Loaded querysets.
+    Mutation(
+        "whoever holds a permit does not wait for a worker that needs one",
+        "fast",
+        "executors/test_loading.py",
+        "if holds_permit(found.db) or (loading := submit(RowsOf(to_run))) is None:",
+        "if (loading := submit(RowsOf(to_run))) is None:",
+    ),
+    Mutation(
+        "a worker that runs an initializer is not free",
+        "fast",
+        "executors/test_loading.py",
+        "busy = sum(worker.doing is not WAITING for worker in self.workers)",
+        "busy = sum(worker.doing in (TASK, CALLBACKS) for worker in self.workers)",
+    ),
     Mutation(
         "a queryset is not loaded from a transaction",
         "fast",
@@ -1259,15 +1294,15 @@ MUTATIONS = [
         "a worker's own pool loads nothing for it",
         "fast",
         "executors/test_loading.py",
-        "is_inline() or queue.is_mine() or queue.is_full()",
-        "is_inline() or queue.is_full()",
+        "is_inline() or queue.is_mine()",
+        "is_inline()",
     ),
     Mutation(
         "a full queue loads nothing",
         "fast",
         "executors/test_loading.py",
-        "is_inline() or queue.is_mine() or queue.is_full()",
-        "is_inline() or queue.is_mine()",
+        "self._submit(task, (), {}, waits=False)",
+        "self._submit(task, (), {})",
     ),
     # In the caller's thread.
     Mutation(

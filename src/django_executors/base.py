@@ -33,7 +33,7 @@ from .clock import Clock
 from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
 from .connections.wrapper import is_in_atomic
-from .loading import Loading, Q, load
+from .loading import Loading, Q, RowsOf, load
 from .naming import listed, log, task_name
 from .on_commit import submit_on_commit
 from .task import TaskFuture
@@ -277,7 +277,7 @@ class Executor(concurrent.futures.Executor):
         """
         return load(queryset, self._submit_loading)
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Loading | None:
+    def _submit_loading(self, task: RowsOf) -> Loading | None:
         """Submit the query, and return its future; None: it is better run where it is used."""
         raise TypeError(
             f"{type(self).__name__}.load(): its workers are other processes. Load by a "

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, overload
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.asyncio import async_unsafe
 
 from . import context
 from .connections import ledger
@@ -20,8 +21,12 @@ class CapturedQueries(Sequence[dict[str, Any]]):
 
     def __init__(self) -> None:
         self._queries: list[dict[str, Any]] = []
-        self._is_over = False
+        self.is_over = False
 
+    @async_unsafe(
+        "Queries cannot be captured in a coroutine, whose own run in another thread: do it in the "
+        "synchronous function that you give to sync_to_async, or that calls async_to_sync."
+    )
     def __enter__(self) -> CapturedQueries:
         context.begin_watching(self)
         context.show(self)
@@ -35,7 +40,7 @@ class CapturedQueries(Sequence[dict[str, Any]]):
     ) -> None:
         context.end_watching(self)
         context.hide(self)
-        self._is_over = True
+        self.is_over = True
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -73,7 +78,7 @@ class CapturedQueries(Sequence[dict[str, Any]]):
                 log.restore(wrapper)
 
     def add(self, alias: str, query: dict[str, Any]) -> None:
-        if not self._is_over:
+        if not self.is_over:
             running = context.running.get()
             task = None if running is None else task_name(running)
             self._queries.append({**query, "alias": alias, "task": task})
@@ -96,14 +101,16 @@ class _Log(deque[dict[str, Any]]):
     def append(self, query: dict[str, Any]) -> None:
         super().append(query)
         wrapper = self._wrapper()
-        if wrapper is not None and ledger.entry_of(wrapper) is not None:  # it has connected
+        if wrapper is not None and not ledger.is_connecting(wrapper):
             for reader in self.readers:
                 reader.add(wrapper.alias, query)
 
     def restore(self, wrapper: BaseDatabaseWrapper) -> None:
         self._before.clear()
         self._before.extend(self)
-        wrapper.queries_log, wrapper.force_debug_cursor = self._before, self._was_forced
+        wrapper.queries_log = self._before
+        if wrapper.force_debug_cursor:  # nobody else has switched it off meanwhile
+            wrapper.force_debug_cursor = self._was_forced
 
 
 class AssertNumQueries(CapturedQueries):

@@ -13,9 +13,11 @@ connections. That holds for no other loop: what a task gives to the server's run
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -192,7 +194,8 @@ def end_watching(watcher: Watcher) -> None:
 
 def watched() -> Changes:
     """Return what is to be called in another thread to have a task's queries seen."""
-    return (partial(_watch, watchers.get()),)
+    found = tuple(each for each in watchers.get() if not each.is_over)
+    return (partial(_watch, found),) if found else ()
 
 
 def _watch(found: tuple[Watcher, ...]) -> None:
@@ -204,10 +207,9 @@ def _watch(found: tuple[Watcher, ...]) -> None:
 def show(*found: Watcher) -> None:
     """Show them the queries of the calling thread."""
     holder = current_holder()
-    wrappers = connections.all()  # before: those that are made now are not shown twice
-    holder.be_watched((*holder.watchers, *found))
-    for watcher in found:
-        for wrapper in wrappers:
+    holder.be_watched((*holder.watchers, *found))  # those that are made from now on
+    for wrapper in connections.all(initialized_only=True):
+        for watcher in found:
             watcher.watch(wrapper)
 
 
@@ -240,6 +242,15 @@ def run_in_caller(
         holder.inline_tasks -= 1
         # They are known in the copy only, and some are closed by nobody but the garbage collector.
         caches.let_go(holder, since=start, forget=holder.executor is None)
+
+
+def runs_event_loop() -> bool:
+    """Return whether an event loop runs in the calling thread that must not be blocked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
 
 
 class _ProcessWideThread(concurrent.futures.Executor):

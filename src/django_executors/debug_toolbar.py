@@ -29,6 +29,7 @@ class SQLPanel(sql.SQLPanel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
+        self.is_over = False
 
     def enable_instrumentation(self) -> None:
         super().enable_instrumentation()  # type: ignore[no-untyped-call]
@@ -37,6 +38,7 @@ class SQLPanel(sql.SQLPanel):
     def disable_instrumentation(self) -> None:
         super().disable_instrumentation()  # type: ignore[no-untyped-call]
         context.end_watching(self)
+        self.is_over = True
 
     def record(self, **kwargs: Any) -> None:
         with self._lock:

@@ -6,11 +6,9 @@ the ORM calls that the coroutine awaits in another thread. There the task runs t
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
-import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,8 +22,9 @@ from .arguments import check_timeout
 from .base import Books, Executor, ExecutorStats
 from .connections import hook
 from .connections.ledger import current_holder, next_serial
-from .context import run_in_caller
+from .context import run_in_caller, runs_event_loop
 from .exceptions import DeadlockError
+from .loading import RowsOf
 from .naming import task_name
 from .task import TaskFuture
 
@@ -63,15 +62,6 @@ def callers_connections() -> Iterator[None]:
         yield
     finally:
         holder.set_shield(outer)
-
-
-def runs_event_loop() -> bool:
-    """Return whether an event loop runs in the calling thread that must not be blocked."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")  # which is set in notebooks
 
 
 class InlineFuture(TaskFuture[R]):
@@ -254,7 +244,7 @@ class ImmediateExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(self._books, fn, (fn, args, kwargs))
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> None:
+    def _submit_loading(self, task: RowsOf) -> None:
         return None
 
     def shutdown(

@@ -10,14 +10,15 @@ import concurrent.futures
 import copy
 import functools
 import pickle
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from django.db import connections
 from django.utils.asyncio import async_unsafe
 
-from .connections.wrapper import is_in_transaction
+from .connections.ledger import all_entries, holds_permit
+from .connections.wrapper import is_in_test_case, is_in_transaction, open_transaction
+from .context import runs_event_loop
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -27,11 +28,23 @@ else:  # Django's models take longer to import than all of this package
     Q = TypeVar("Q")
 
 
+class RowsOf:
+    """A task: run this query, and those of its `prefetch_related`. Its name says of which model."""
+
+    def __init__(self, queryset: Any) -> None:
+        self._queryset = queryset
+        model = queryset.model
+        self.__module__, self.__qualname__ = model.__module__, f"load({model.__qualname__})"
+
+    def __call__(self) -> list[Any]:
+        return list(self._queryset.all())  # no two threads may use one
+
+
 class Loading(NamedTuple):
     """A query that is submitted."""
 
     future: concurrent.futures.Future[list[Any]]
-    queryset: Any
+    task: RowsOf
     #: Tells whether no worker is free for what is queued.
     is_behind: Callable[[], bool]
 
@@ -41,17 +54,17 @@ class Loading(NamedTuple):
             if not self.future.done() and self.is_behind():
                 self.future.cancel()  # unless it has begun
             return self.future.result()
-        except concurrent.futures.CancelledError:
-            return rows_of(self.queryset)
+        except (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor):
+            return self.task()
         finally:
             del self  # which is in the error's traceback
 
 
-def load(queryset: Q, submit: Callable[[Callable[[Any], Any], Any], Loading | None]) -> Q:
+def load(queryset: Q, submit: Callable[[RowsOf], Loading | None]) -> Q:
     """See `Executor.load`.
 
     Args:
-        submit: submits this call; None: no worker is to run it.
+        submit: submits this task; None: no worker is to run it.
     """
     found: Any = queryset
     _check(found)
@@ -61,7 +74,7 @@ def load(queryset: Q, submit: Callable[[Callable[[Any], Any], Any], Loading | No
         return found.all()  # type: ignore[no-any-return]
     to_run = found.using(found.db)
     vars(to_run)["_query"] = _own(to_run.query)
-    if (loading := submit(rows_of, to_run)) is None:
+    if holds_permit(found.db) or (loading := submit(RowsOf(to_run))) is None:
         return found.all()  # type: ignore[no-any-return]
     return _Loaded.by(loading, found)  # type: ignore[no-any-return]
 
@@ -78,22 +91,21 @@ def _own(query: Any) -> Any:
         return query
 
 
-def rows_of(queryset: Any) -> list[Any]:
-    """Run the query, and those of `prefetch_related`. The task."""
-    return list(queryset)
-
-
 def _check(queryset: Any) -> None:
     from django.db.models import QuerySet
+    from django.db.models.manager import BaseManager
     from django.db.models.query import RawQuerySet
 
     if isinstance(queryset, RawQuerySet):
         raise TypeError(
-            "load() takes no raw queryset, which keeps its rows where nothing else can be put in their "
-            "place: submit(list, queryset)"
+            "load() takes no raw queryset, which is no QuerySet: use submit(list, queryset), and the "
+            "future's result"
         )
     if not isinstance(queryset, QuerySet):
-        raise TypeError(f"load() takes a QuerySet, as in Order.objects.all(), not {queryset!r}")
+        add = ": add .all()" if isinstance(queryset, BaseManager) else ""
+        raise TypeError(
+            f"load() takes a QuerySet, as in Order.objects.all(), not a {type(queryset).__name__}{add}"
+        )
     if queryset.query.select_for_update:
         raise TypeError(
             "load() takes no queryset with select_for_update(): the locks would be the worker's, and "
@@ -102,8 +114,20 @@ def _check(queryset: Any) -> None:
 
 
 def _is_in_transaction(queryset: Any) -> bool:
-    """Tell whether there are rows that only the calling thread's connection sees."""
-    aliases = {each.alias for each in connections.all(initialized_only=True) if is_in_transaction(each)}
+    """Tell whether there are rows that only the calling thread's connection sees.
+
+    A coroutine's ORM calls run in another thread. Nothing is in a transaction there when the coroutine
+    runs, but in an asynchronous test: that of its TestCase.
+    """
+    wrappers = [
+        each
+        for each in connections.all(initialized_only=True)
+        if is_in_transaction(each) or open_transaction(each)
+    ]
+    if runs_event_loop():
+        found = (entry.wrapper() for entry in all_entries())
+        wrappers += [each for each in found if each is not None and is_in_test_case(each)]
+    aliases = {each.alias for each in wrappers}
     # What is prefetched may be from any alias.
     return bool(aliases) and (queryset.db in aliases or bool(queryset._prefetch_related_lookups))
 
@@ -123,7 +147,7 @@ class _Loaded:
         """Return a copy of this queryset whose rows come from there."""
         found = queryset.all()
         found.__class__ = _loaded(found.__class__)
-        vars(found).update(_loading=loading, _lock=threading.RLock())
+        vars(found)["_loading"] = loading
         return found
 
     @property
@@ -140,16 +164,17 @@ class _Loaded:
     @async_unsafe("You cannot wait for rows in an async context: use `async for`, or sync_to_async.")
     def _wait(self) -> None:
         mine = vars(self)
-        with mine["_lock"]:
-            try:
-                if (loading := mine.get("_loading")) is not None:  # no other thread has come first
-                    mine.update(_result_cache=loading.rows(), _prefetch_done=True)
-            finally:  # after an error it is a queryset like any other, which tries again
-                mine.pop("_loading", None)
-                loading = None
+        loading = mine.get("_loading")
+        if loading is None:  # another thread has come first
+            return
+        try:
+            mine.update(_result_cache=loading.rows(), _prefetch_done=True)
+        finally:  # after an error it is a queryset like any other, which tries again
+            mine.pop("_loading", None)
+            del loading
 
-    def _clone(self) -> Any:
-        cloned: Any = super()._clone()  # type: ignore[misc]
+    def _clone(self, *args: Any, **kwargs: Any) -> Any:
+        cloned: Any = super()._clone(*args, **kwargs)  # type: ignore[misc]
         cloned.__class__ = self._plain
         return cloned
 
@@ -159,7 +184,7 @@ class _Loaded:
     def __reduce_ex__(self, protocol: Any) -> Any:
         rows, evaluated = self._result_cache, self._clone()
         vars(evaluated).update(_result_cache=rows, _prefetch_done=rows is not None)
-        return self._plain, (), evaluated.__getstate__()
+        return object.__new__, (self._plain,), evaluated.__getstate__()
 
 
 @functools.cache

@@ -207,19 +207,20 @@ class Task(TaskFuture[R]):
 
     def run(self, of_worker: contextvars.Context | None) -> tuple[Any, BaseException | None]:
         """Call it and return its result or its error. Called once."""
-        (fn, args, kwargs), context = self._call, self._context
+        (fn, args, kwargs), context, changes = self._call, self._context, self._changes
         self._call = self._context = None
+        self._changes = ()
         try:
             if context is None:
                 context = contextvars.Context() if of_worker is None else of_worker.copy()
-            if self._changes:
-                context.run(_make, self._changes)
+            if changes:
+                context.run(_make, changes)
             return context.run(fn, *args, **kwargs), None
         except BaseException as error:  # noqa: BLE001 - it is the future's
             return None, error
         finally:
             # The error's traceback has this frame, and whoever keeps it would keep the request.
-            del self, fn, args, kwargs, context, of_worker
+            del self, fn, args, kwargs, context, changes, of_worker
 
     def resolve(self, result: Any, error: BaseException | None) -> None:
         """Give it what `run` has returned. Its callbacks run here."""
@@ -244,6 +245,7 @@ class Task(TaskFuture[R]):
     def drop_call(self) -> None:
         """It will not be called."""
         self._call = self._context = None
+        self._changes = ()
 
     def cancel(self) -> bool:
         return self.cancel_pending() or self.cancelled()
@@ -253,11 +255,14 @@ class Task(TaskFuture[R]):
         if not self.claim():
             return False
         queue, self.queue = self.queue, None
+        standard, self._standard = self._standard, None
         self.drop_call()
         try:
             super().cancel()
         finally:  # whatever a callback has raised
             self.set_running_or_notify_cancel()  # or `wait` and `as_completed` sleep on
+            if standard is not None and standard.cancel():
+                standard.set_running_or_notify_cancel()
             if queue is not None:
                 queue.task_cancelled()
         return True

@@ -240,8 +240,12 @@ def capture_queries() -> CapturedQueries:
 
     Each is a dict as in `CaptureQueriesContext`, with "sql" and "time", and with its "alias" and the
     name of its "task", None outside of tasks. They are those of the calling thread and of the tasks'
-    threads, of tasks that tasks submit too: have the results within the block. With `run_inline` they
-    are as many. Those of worker processes are not seen, nor what opening a connection needs itself.
+    threads, of tasks that tasks submit too: have the results within the block. With `run_inline` there
+    are as many. Not seen are those of worker processes, of a worker's initializer and done-callbacks,
+    and those that opening a connection makes itself.
+
+    Raises:
+        SynchronousOnlyOperation: in a coroutine, whose ORM calls run in another thread.
     """
     return CapturedQueries()
 

@@ -47,8 +47,8 @@ from .clock import Clock
 from .connections import caches, cancelling, release, thread_end
 from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
-from .immediate import InCallersThreads, is_inline, runs_event_loop
-from .loading import Loading
+from .immediate import InCallersThreads, is_inline
+from .loading import Loading, RowsOf
 from .naming import task_name
 from .task import Task, TaskFuture
 
@@ -83,11 +83,11 @@ class Worker(task.Worker):
 
     __slots__ = ("context", "doing", "fn", "holder", "is_forked", "keeps", "queue", "task")
 
-    def __init__(self, queue: WorkQueue, name: str) -> None:
+    def __init__(self, queue: WorkQueue, name: str, doing: Doing) -> None:
         self.queue = queue
         self.holder = current_holder()
         self.holder.become_worker(name, queue.connections)
-        self.doing = INITIALIZER
+        self.doing = doing
         #: The task that it runs, and what it is called by.
         self.task: Task[Any] | None = None
         self.fn: Any = None
@@ -203,16 +203,22 @@ class WorkQueue(Books):
         else:
             _arrived(self, item)
 
-    def add(self, task: Task[Any]) -> None:
+    def add(self, task: Task[Any], *, waits: bool = True) -> None:
         """Queue a task, and start a worker if none waits for it.
 
+        Args:
+            waits: if the queue is full, wait or refuse, as the pool was made to do; else return only.
+
         Raises:
-            QueueFull, RuntimeError, BrokenThreadPool: as `submit`.
+            QueueFull: the queue is full, and that is refused; or nobody waits.
+            RuntimeError, BrokenThreadPool: as `submit`.
         """
         with self.lock:
             if self._is_closed or self.is_broken or _exit():
                 self._refuse()
             if self._max_pending is not None:
+                if not waits and self.pending >= self._max_pending:
+                    raise QueueFull
                 self._wait_for_room(self._max_pending)
             self._tasks.append(task)
             if self._idle:
@@ -233,7 +239,7 @@ class WorkQueue(Books):
                 why = "when_full='raise'"
             elif self.is_mine():
                 why = "a worker of its own would wait for itself"
-            elif runs_event_loop():
+            elif context.runs_event_loop():
                 why = "waiting would block the event loop that runs in this thread"
             if why is not None:
                 self.rejected += 1
@@ -258,15 +264,10 @@ class WorkQueue(Books):
                 return
             raise
 
-    def is_full(self) -> bool:
-        """Say whether a task would have to wait before it is queued."""
-        with self.lock:
-            return self._max_pending is not None and self.pending >= self._max_pending
-
     def is_behind(self) -> bool:
         """Say whether more tasks are queued than there are workers that take one at once."""
         with self.lock:
-            busy = sum(worker.doing in (TASK, CALLBACKS) for worker in self.workers)
+            busy = sum(worker.doing is not WAITING for worker in self.workers)
             return self.pending > self._live - busy
 
     def is_mine(self) -> bool:
@@ -388,7 +389,8 @@ class WorkQueue(Books):
 
     def run_worker(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
         """The whole life of the calling thread, as a worker of this pool."""
-        task.current.worker = worker = Worker(self, self.name)
+        doing = WAITING if initializer is None else INITIALIZER
+        task.current.worker = worker = Worker(self, self.name, doing)
         thread_end.arm(worker.holder)
         with self.lock:
             self.workers.append(worker)
@@ -685,23 +687,24 @@ class ThreadPoolExecutor(Executor, _Standard):
             warn_if_in_atomic(holder, fn)
         return self._submit(fn, args, kwargs)  # type: ignore[no-any-return]
 
-    def _submit(self, fn: Any, args: Any, kwargs: Any) -> Any:
+    def _submit(self, fn: Any, args: Any, kwargs: Any, *, waits: bool = True) -> Any:
         if not _is_original(submit := _Standard.submit):
-            return self._submit_by(submit, fn, args, kwargs)
+            return self._submit_by(submit, fn, args, kwargs, waits=waits)
         if is_inline():
             return self._submit_inline(fn, (fn, args, kwargs))
         task = self._task(fn, (fn, args, kwargs))
-        self._queue.add(task)
+        self._queue.add(task, waits=waits)
         return task
 
-    def _submit_loading(self, fn: Callable[[Any], Any], queryset: Any) -> Loading | None:
+    def _submit_loading(self, task: RowsOf) -> Loading | None:
         notice_fork()
         queue = self._queue
-        if is_inline() or queue.is_mine() or queue.is_full():
+        if is_inline() or queue.is_mine():
             return None
-        with contextlib.suppress(QueueFull):  # since a moment ago
-            return Loading(self._submit(fn, (queryset,), {}), queryset, queue.is_behind)
-        return None
+        try:
+            return Loading(self._submit(task, (), {}, waits=False), task, queue.is_behind)
+        except QueueFull:
+            return None
 
     def _task(self, named: Any, call: Any) -> Task[Any]:
         changes: context.Changes = ()
@@ -712,7 +715,7 @@ class ThreadPoolExecutor(Executor, _Standard):
             changes += context.watched()
         return Task(self._queue, named, call, copied, changes)
 
-    def _submit_by(self, submit: Any, fn: Any, args: Any, kwargs: Any) -> Any:
+    def _submit_by(self, submit: Any, fn: Any, args: Any, kwargs: Any, *, waits: bool) -> Any:
         """Submit by what somebody has put in the place of the standard class's."""
         outer, _arriving.items = _arriving.items, []
         try:
@@ -728,7 +731,7 @@ class ThreadPoolExecutor(Executor, _Standard):
             else:
                 future = self._task(fn, _call_of(item))
                 future.stand_for(item.future)
-                self._queue.add(future)
+                self._queue.add(future, waits=waits)
             if item.future is returned:
                 returned = future
         return returned

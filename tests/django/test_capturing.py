@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 
 from django_executors import ImmediateExecutor, ThreadPoolExecutor, release_connections
+from django_executors.connections import ledger
+from django_executors.connections.ledger import current_holder
 from django_executors.immediate import is_inline
 from django_executors.testing import assert_num_queries, capture_queries, run_inline
 from tests.projects.testapp.models import Entry
+from tests.support.gates import Gate
 from tests.support.running_cases import passes
 from tests.support.worlds import VARIABLE
 
@@ -111,6 +117,7 @@ def test_a_task_that_lets_go(executor: Any) -> None:
         release_connections()
         if not isinstance(executor, ImmediateExecutor):
             connection.close()
+        connections["other"].close()
         del connections["other"]
         count("other")
         connections["other"].close()
@@ -202,3 +209,89 @@ def test_fixtures(
     with assert_num_queries(1), capture_queries() as queries:
         executor.submit(count).result(20)
     assert len(queries) == 1
+
+
+def test_in_a_coroutine() -> None:
+    """It is refused, as by Django's own: the coroutine's queries run in another thread."""
+
+    async def main() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="cannot be captured"), capture_queries():
+            pass
+
+    asyncio.run(main())
+
+
+def test_a_task_that_outlives_the_block() -> None:
+    """What it submits after the block is logged nowhere."""
+    gate = Gate()
+    logged: list[bool] = []
+
+    def logs() -> None:
+        count()
+        logged.append(connection.queries_logged)
+
+    with ThreadPoolExecutor(2) as pool:
+
+        def task() -> None:
+            gate()
+            pool.submit(logs).result(20)
+
+        with capture_queries() as queries:
+            future = pool.submit(task)
+            gate.wait_for()
+        gate.open()
+        future.result(20)
+        assert (logged, len(queries)) == ([False], 0)
+        reference = weakref.ref(queries)
+        del queries
+        assert reference() is None, "a future that is kept keeps no queries"
+
+
+def test_receivers_of_connection_created() -> None:
+    """What they ask is not counted, on a connection that is reset for the next task neither."""
+
+    def ask(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    gate = Gate()
+    connection_created.connect(ask)
+    try:
+        with ThreadPoolExecutor(1) as pool, assert_num_queries(4):
+            pool.submit(gate)
+            futures = [pool.submit(count) for _ in range(4)]
+            gate.open()
+            [each.result(20) for each in futures]
+            assert pool.stats().connections_reset == 3
+    finally:
+        connection_created.disconnect(ask)
+
+
+def test_a_connection_of_before() -> None:
+    """One of which this library knows nothing, as of before its import, is counted too."""
+    count()
+    wrapper: Any = connections["default"]
+    for name in ("connect", "close", "chunked_cursor"):
+        del vars(wrapper)[name]
+    current_holder().entries.clear()
+    ledger._open.pop(id(wrapper))
+    with assert_num_queries(1):
+        count()
+
+
+def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alias that is never used costs nothing."""
+    entry = connections.settings["sqlite"] | {"ENGINE": "no_such_backend"}
+    monkeypatch.setitem(connections.settings, "missing", entry)
+    with assert_num_queries(1), ThreadPoolExecutor(1) as pool:
+        pool.submit(count).result(20)
+
+
+def test_overlapping_with_djangos_own() -> None:
+    """Nobody goes on logging."""
+    djangos, ours = CaptureQueriesContext(connection), capture_queries()
+    djangos.__enter__()
+    ours.__enter__()
+    djangos.__exit__(None, None, None)
+    ours.__exit__(None, None, None)
+    assert not connection.force_debug_cursor

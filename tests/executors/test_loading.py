@@ -22,12 +22,17 @@ from django.db import DataError, connection, connections, transaction
 from django.db.models import Count, F, Func, IntegerField, Prefetch, QuerySet, Value
 from django.db.models.functions import Cast
 from django.template import Context, Engine
+from django.test import TestCase
 
-from django_executors import ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from django_executors import ExecutorError, ImmediateExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from django_executors.testing import run_inline
 from tests.projects.testapp.models import Book, BookQuerySet, Entry, Shelf
+from tests.support.ceilings import ceiling
+from tests.support.forks import fork
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
+from tests.support.running_cases import passes
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("idle_before_and_after")
 
@@ -231,7 +236,7 @@ def test_error(pool: ThreadPoolExecutor) -> None:
     loaded = pool.load(failing())
     with pytest.raises(DataError) as raised, no_query():
         len(loaded)
-    assert "rows_of" in "".join(traceback.format_exception(raised.value))
+    assert "loading.py" in "".join(traceback.format_exception(raised.value))
     with pytest.raises(DataError):
         bool(loaded)
     with pytest.raises(DataError):
@@ -251,7 +256,7 @@ def test_nobody_uses_it(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixtu
         pool.shutdown()
         assert not caplog.records
         del failed
-    assert "nobody has asked" in caplog.text
+    assert "task=tests.projects.testapp.models.load(Book) failed, and nobody has asked" in caplog.text
 
 
 def test_cancelled(pool: ThreadPoolExecutor) -> None:
@@ -291,7 +296,7 @@ def is_ordinary(loaded: Any) -> bool:
     return type(loaded) is BookQuerySet
 
 
-@pytest.mark.parametrize("how", ["atomic", "autocommit off"])
+@pytest.mark.parametrize("how", ["atomic", "autocommit off", "BEGIN"])
 def test_in_a_transaction(how: str, pool: ThreadPoolExecutor) -> None:
     """It sees the transaction's own rows."""
 
@@ -308,6 +313,11 @@ def test_in_a_transaction(how: str, pool: ThreadPoolExecutor) -> None:
     if how == "atomic":
         with transaction.atomic():
             check()
+    elif how == "BEGIN":
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            check()
+            cursor.execute("ROLLBACK")
     else:
         transaction.set_autocommit(False)
         try:
@@ -348,6 +358,96 @@ def test_full_queue(when_full: Any) -> None:
         assert not pool.stats().rejected
 
 
+def test_full_meanwhile(many_switches: None) -> None:
+    """It never waits for room, though other threads take the last of it at the same moment."""
+    gate, all_of_them = Gate(), threading.Barrier(4)
+    with ThreadPoolExecutor(1, max_pending=1) as pool, ThreadPoolExecutor(4) as users:
+        pool.submit(gate)
+        gate.wait_for()
+
+        def use() -> int:
+            all_of_them.wait(20)
+            return len(pool.load(ordered()))
+
+        for _ in range(20):
+            assert [each.result(20) for each in [users.submit(use) for _ in range(4)]] == [BOOKS] * 4
+        gate.open()
+
+
+def test_under_a_ceiling(pool: ThreadPoolExecutor) -> None:
+    """Who has one of the permits does not wait for a worker that needs one."""
+    with ceiling(1, timeout=0.0), ThreadPoolExecutor(1) as other:
+
+        def task() -> tuple[bool, int]:
+            assert Entry.objects.count() == 0
+            loaded = pool.load(ordered())
+            return is_ordinary(loaded), len(loaded)
+
+        assert other.submit(task).result(20) == (True, BOOKS)
+
+
+def test_initializers() -> None:
+    """Nobody waits for a worker's initializer, and one that fails costs nobody the rows."""
+    gate = Gate()
+    with ThreadPoolExecutor(1, initializer=gate) as pool:
+        pool.submit(abs, 1)
+        gate.wait_for()
+        assert len(pool.load(ordered())) == BOOKS
+        gate.open()
+
+    def fails() -> None:
+        gate.wait_for()
+        raise LookupError("of the initializer")
+
+    with ThreadPoolExecutor(1, initializer=fails) as pool:
+        loaded = pool.load(ordered())
+        gate()
+        assert len(loaded) == BOOKS
+
+
+def test_in_a_forked_child(pool: ThreadPoolExecutor) -> None:
+    """The query is the parent's; the child is told so, and may try again. It does not wait."""
+    gate, waits = Gate(), threading.Event()
+
+    class Slow(BookQuerySet):
+        def _fetch_all(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                waits.set()
+                gate()
+            super()._fetch_all()  # type: ignore[misc]
+
+    loaded = pool.load(Slow(Book))
+    assert waits.wait(20)
+    with ThreadPoolExecutor(1) as other:
+        using = other.submit(len, loaded)
+        assert wait_until(using.running)
+
+        def child() -> None:
+            with pytest.raises(ExecutorError, match="belongs to the parent"):
+                len(loaded)
+            assert len(loaded) == BOOKS
+
+        connections.close_all()
+        assert fork(child) == (0, "")
+        gate.open()
+        assert using.result(20) == BOOKS
+
+
+def test_a_clone_with_arguments(pool: ThreadPoolExecutor) -> None:
+    """A class's own way to derive one goes on working."""
+
+    class Own(BookQuerySet):
+        def _clone(self, extra: int = 0) -> Any:
+            cloned = super()._clone()  # type: ignore[misc]
+            cloned.extra_value = extra
+            return cloned
+
+        def with_extra(self) -> Any:
+            return self._clone(extra=3)
+
+    assert pool.load(Own(Book)).with_extra().extra_value == 3
+
+
 def test_in_a_worker(pool: ThreadPoolExecutor) -> None:
     """In one of this pool it is ordinary; in one of another pool it is not."""
 
@@ -375,7 +475,10 @@ def test_evaluated(pool: ThreadPoolExecutor) -> None:
 @pytest.mark.parametrize(
     ("queryset", "said"),
     [
-        (lambda: Book.objects, r"takes a QuerySet, as in Order\.objects\.all\(\), not <.*Manager"),
+        (
+            lambda: Book.objects,
+            r"takes a QuerySet, .* not a .*Manager.*: add \.all\(\)",
+        ),
         (lambda: Book, "takes a QuerySet"),
         (lambda: Book.objects.raw("SELECT * FROM testapp_book"), "takes no raw queryset"),
         (lambda: ordered().select_for_update(), "the locks would be the worker's"),
@@ -419,6 +522,33 @@ def test_in_a_coroutine(pool: ThreadPoolExecutor) -> None:
     assert pool.stats().submitted == 4
 
 
+def test_in_an_asynchronous_test_case() -> None:
+    """Its transaction is another thread's than its coroutine; its rows are seen without `run_inline`."""
+
+    class Case(TestCase):
+        async def test(self) -> None:
+            await Shelf.objects.acreate(name="of the test")
+            with ThreadPoolExecutor(1) as pool:
+                loaded = pool.load(Shelf.objects.filter(name="of the test"))
+                assert [shelf.name async for shelf in loaded] == ["of the test"]
+                assert not pool.stats().submitted
+
+    passes(Case)
+
+
+class OfOne(QuerySet[Book]):
+    """One that cannot be made without arguments."""
+
+    def __init__(self, model: Any, query: Any = None, using: Any = None, hints: Any = None) -> None:
+        super().__init__(model, query, using, hints)
+
+
+def test_a_class_with_arguments(pool: ThreadPoolExecutor) -> None:
+    """Pickling makes no instance by its constructor."""
+    loaded = pool.load(OfOne(Book).order_by("number"))
+    assert [book.number for book in pickle.loads(pickle.dumps(loaded))] == [*range(BOOKS)]
+
+
 def test_threads_that_share_it(pool: ThreadPoolExecutor, many_switches: None) -> None:
     """Two threads that use it at once have its rows, as with any queryset."""
     for _ in range(20):
@@ -437,7 +567,7 @@ def test_a_subquery_of_several(pool: ThreadPoolExecutor) -> None:
     first, second = base.filter(number=1), base.filter(number=2)
     assert subquery(first) is subquery(second)
     loaded = [pool.load(each) for each in (first, second)]
-    to_run = [vars(each)["_loading"].queryset for each in loaded]
+    to_run = [vars(each)["_loading"].task._queryset for each in loaded]
     assert len({id(subquery(each)) for each in [base, *to_run]}) == 3
     assert [len(each) for each in loaded] == [1, 1]
 

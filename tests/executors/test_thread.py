@@ -530,6 +530,27 @@ def test_the_task_sees_what_the_wrapper_set(inherit_context: bool) -> None:
     assert TRACE.get() == "the submitter's"
 
 
+def test_cancelled_by_way_of_a_replaced_submit(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The future that the standard class has made is cancelled with the one that `submit` returns."""
+    original = Standard.submit
+    made: list[concurrent.futures.Future[Any]] = []
+
+    def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        made.append(original(self, fn, *args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(Standard, "submit", submit)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gate)
+        gate.wait_for()
+        future = pool.submit(abs, -1)
+        assert future is not made[-1]
+        assert future.cancel()
+        assert made[-1].cancelled()
+        assert concurrent.futures.wait(made[1:], 20).done == {made[-1]}
+        gate.open()
+
+
 @pytest.mark.usefixtures("tracer")
 def test_the_rest_of_a_traced_task(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     """It has its submitter's context, lets go of its connection, and is called by its own name."""

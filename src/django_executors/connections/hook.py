@@ -45,6 +45,7 @@ class _Hooks:
         before = wrapper.connection
         if before is not None and entry.is_shielded():
             return
+        entry.begin_connecting()
         try:
             if entry.state is PARKED and (
                 sessions.resume(entry, wrapper) or wrapper.connection is not None
@@ -72,6 +73,8 @@ class _Hooks:
             with contextlib.suppress(Exception):  # a log handler's own
                 incidents.note(entry.alias, error)
             raise
+        finally:
+            entry.end_connecting()
 
     def close(self) -> None:
         wrapper, entry = self._wrapper, self._entry

@@ -91,6 +91,9 @@ class CacheClient:
 class Watcher(Protocol):
     """Sees the queries of tasks: each wrapper that one uses is shown to it, in the task's thread."""
 
+    #: It wants to see no more.
+    is_over: bool
+
     def watch(self, wrapper: BaseDatabaseWrapper) -> None: ...
 
     def unwatch(self, wrapper: BaseDatabaseWrapper) -> None: ...
@@ -238,6 +241,8 @@ class Entry:
         self.vendor = wrapper.vendor
         self.holder = holder
         self.wrapper = weakref.ref(wrapper, lambda _: _abandon(key, holder))
+        #: Django's `connect` is under way.
+        self.is_connecting = False
         #: Drawn when the wrapper was made.
         self.born = next_serial()
         self.state = CLOSED  # guarded by lock
@@ -262,6 +267,12 @@ class Entry:
         self.made: Any = None
         self.session: Any = None
         holder.entries[key] = self
+
+    def begin_connecting(self) -> None:
+        self.is_connecting = True
+
+    def end_connecting(self) -> None:
+        self.is_connecting = False
 
     # Its state. Whoever calls these is the wrapper's own thread, but where it says so.
 
@@ -409,6 +420,17 @@ def left_open() -> tuple[Entry, ...]:
 def entry_of(wrapper: BaseDatabaseWrapper) -> Entry | None:
     """Return the entry of an open wrapper, whichever thread made it."""
     return _open.get(id(wrapper))
+
+
+def is_connecting(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether Django's `connect` is under way, in the calling thread."""
+    entry = entry_of(wrapper) or current_holder().entries.get(id(wrapper))
+    return entry is not None and entry.is_connecting
+
+
+def holds_permit(alias: str) -> bool:
+    """Tell whether the calling thread holds one of the connections that a ceiling allows."""
+    return any(entry.alias == alias and entry.permit is not None for entry in current_holder().copied())
 
 
 def _abandon(key: int, holder: Holder) -> None:

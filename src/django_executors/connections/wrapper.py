@@ -94,6 +94,12 @@ def is_in_atomic(wrapper: BaseDatabaseWrapper) -> bool:
     return not all(block._from_testcase for block in blocks)
 
 
+def is_in_test_case(wrapper: BaseDatabaseWrapper) -> bool:
+    """Tell whether it is in an `atomic` of a test case."""
+    blocks: list[Any] = wrapper.atomic_blocks  # see `is_in_atomic`
+    return any(block._from_testcase for block in blocks)
+
+
 def is_in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
     """Tell whether what is done on it now has yet to be committed."""
     return wrapper.in_atomic_block or not (wrapper.connection is None or wrapper.autocommit)
