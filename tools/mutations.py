@@ -1133,6 +1133,63 @@ MUTATIONS = [
         "if standard is not None and standard.cancel():",
         "if False:",
     ),
+    # Operations.
+    Mutation(
+        "a hold is told of once",
+        "fast",
+        "connections/test_holds.py",
+        "if self._is_told: return self._is_told = True",
+        "pass",
+    ),
+    Mutation(
+        "who keeps a connection without a task is not told of",
+        "fast",
+        "connections/test_holds.py",
+        "holder.executor is not None and holder.task is not None:",
+        "holder.executor is not None:",
+    ),
+    Mutation(
+        "a forked child watches holds by itself",
+        "fast",
+        "connections/test_holds.py",
+        "_lock, _thread = threading.Lock(), None",
+        "_lock = threading.Lock()",
+    ),
+    Mutation(
+        "a connection has the name that the settings give it",
+        "fast",
+        "connections/test_attribution.py",
+        '"fallback_application_name": cut,',
+        '"application_name": cut,',
+    ),
+    Mutation(
+        "queries are cancelled at the deadline",
+        "fast",
+        "connections/test_cancelling.py",
+        "not_run += books.cancel_pending() and_then()",
+        "not_run += books.cancel_pending()",
+    ),
+    Mutation(
+        "those that follow are cancelled too",
+        "fast",
+        "connections/test_cancelling.py",
+        "while (left := deadline - _now()) > 0 and self._live:",
+        "if (left := deadline - _now()) > 0 and self._live:",
+    ),
+    Mutation(
+        "a connection of Django's pool may be somebody else's",
+        "fast",
+        "connections/test_cancelling.py",
+        "or entry.pooled or (entry.holder",
+        "or (entry.holder",
+    ),
+    Mutation(
+        "other pools' queries are not cancelled",
+        "fast",
+        "connections/test_cancelling.py",
+        "or (entry.holder.works_for or entry.holder) not in holders",
+        "or False",
+    ),
     # Queries that are seen.
     Mutation(
         "the queries of tasks are seen",
@@ -1359,7 +1416,7 @@ MUTATIONS = [
         "a forked child waits for its own tasks",
         "fast",
         "connections/test_fork_edge_cases.py",
-        "executor.shutdown(timeout=deadline and max(0.0, deadline - Clock.monotonic()))",
+        "executor.shutdown(timeout=seconds, cancel_queries=deadline is not None)",
         "pass",
     ),
     # Processes and clusters.
@@ -1544,8 +1601,8 @@ MUTATIONS = [
         "a receiver's error costs no Django Task its result",
         "fast",
         "django/test_backends.py",
-        'logger.exception("task=%s a receiver of its signals raised", self.result.task.name)',
-        "raise",
+        '"task=%(task)s a receiver of its signals raised", exc_info=True, task=self.result.task.name, )',
+        '"", )\n            raise',
     ),
     Mutation(
         "an asynchronous test's ORM works in the test's own thread, as the plugin counts",
@@ -1595,7 +1652,7 @@ MUTATIONS = [
         "the end of an ASGI server's lifespan waits for named executors",
         "slow",
         "slow/test_asgi_servers.py",
-        "executors.shutdown(timeout=seconds)",
+        "executors.shutdown(timeout=seconds, cancel_queries=True)",
         "pass",
     ),
     Mutation(

@@ -1,6 +1,7 @@
 """The public names, imported together when the first of them is accessed."""
 
 from .base import ExecutorStats as ExecutorStats
+from .base import all_executors as all_executors
 from .connections.ledger import ConnectionInfo as ConnectionInfo
 from .connections.ledger import all_connections as all_connections
 from .connections.scope import connection_scope as connection_scope

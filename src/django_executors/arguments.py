@@ -30,14 +30,17 @@ def check_seconds(name: str, value: object) -> float:
         raise ValueError(f"{name} is too large: float('inf') stands for ever") from None
 
 
-def check_timeout(timeout: object, *, wait: bool) -> float | None:
+def check_timeout(timeout: object, *, wait: bool, cancel_queries: bool = False) -> float | None:
     """Return for how many seconds a `shutdown` may wait; None: for as long as it takes.
 
     Raises:
         TypeError: it is neither None nor a number.
-        ValueError: it is no number of seconds, or the caller does not wait at all.
+        ValueError: it is no number of seconds, or the caller does not wait at all; or it is None, and
+            there is something to be done at its end.
     """
     if timeout is None:
+        if cancel_queries:
+            raise ValueError("cancel_queries=True is for the end of a timeout: give one, in seconds")
         return None
     seconds = check_seconds("timeout", timeout)
     if not wait:

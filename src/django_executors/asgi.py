@@ -71,7 +71,8 @@ def get_asgi_application(*, shutdown_timeout: float = 20.0) -> ASGI3Application:
     from the first request on, if the server has no lifespan.
 
     When the lifespan ends, every executor of the process is shut down, the named ones first, as by their
-    `shutdown(timeout=…)`: what has not run by the deadline is cancelled and logged by name. A later
+    `shutdown(timeout=…, cancel_queries=True)`: what has not run by the deadline is cancelled and logged
+    by name, and queries that still run are cancelled on the server. A later
     lifespan in the same process begins with new named executors.
 
     Args:
@@ -114,5 +115,5 @@ async def _live(seconds: float, receive: ASGIReceiveCallable, send: ASGISendCall
 def _end(seconds: float) -> None:
     deadline = Clock.monotonic() + seconds
     named = executors._made_now()
-    executors.shutdown(timeout=seconds)
+    executors.shutdown(timeout=seconds, cancel_queries=True)
     shut_all_down(deadline, but=named)

@@ -28,6 +28,7 @@ from django.utils.module_loading import import_string
 
 from . import registry
 from .exceptions import ExecutorError
+from .naming import log
 from .on_commit import submit_on_commit
 from .task import TaskFuture
 
@@ -315,8 +316,14 @@ class _Job:
             signal.send_robust(self._sender, task_result=_copied(self.result))
         except KeyboardInterrupt:
             raise
-        except BaseException:  # `send_robust` lets SystemExit through, for one
-            logger.exception("task=%s a receiver of its signals raised", self.result.task.name)
+        except BaseException:  # noqa: BLE001 - `send_robust` lets SystemExit through, for one
+            log(
+                logger,
+                logging.ERROR,
+                "task=%(task)s a receiver of its signals raised",
+                exc_info=True,
+                task=self.result.task.name,
+            )
 
 
 class _RemoteJob:

@@ -34,7 +34,7 @@ from .connections import fork
 from .connections.ledger import ConnectionCounts, Holder
 from .connections.wrapper import is_in_atomic
 from .loading import Loading, Q, RowsOf, load
-from .naming import listed, task_name
+from .naming import listed, log, task_name
 from .on_commit import submit_on_commit
 from .task import TaskFuture
 
@@ -289,8 +289,18 @@ class Executor(concurrent.futures.Executor):
         def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
 
         def shutdown(
-            self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+            self,
+            wait: bool = True,
+            *,
+            cancel_futures: bool = False,
+            timeout: float | None = None,
+            cancel_queries: bool = False,
         ) -> None: ...
+
+    @property
+    def name(self) -> str:
+        """What logs and `all_connections()` call it: by its alias, its prefix, or a number."""
+        return type(self).__name__
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers."""
@@ -457,6 +467,15 @@ def _executors_now() -> list[Executor]:
     return [executor for executor in found if executor is not None]
 
 
+def all_executors() -> tuple[Executor, ...]:
+    """Return every executor of this process that has workers, oldest first, those without a name too.
+
+    Each has its `name` and its `stats()`. One that nobody refers to any more is not among them, though
+    its workers may have something left to do. Any thread may call this.
+    """
+    return tuple(_executors_now())
+
+
 def _queues_now() -> list[Unfinished]:
     found = (reference() for reference in list(_queues.values()))
     return [queue for queue in found if queue is not None]
@@ -493,12 +512,14 @@ def shut_all_down(deadline: float | None = None, but: Collection[Executor] = ())
     """Shut down the executors of this process, one after another in the order in which they were made.
 
     Args:
-        deadline: by `Clock`, for all of them together. Default None: as long as it takes.
+        deadline: by `Clock`, for all of them together; then their queries are cancelled. Default
+            None: as long as it takes.
         but: not these.
     """
     for executor in _executors_now():
         if executor not in but:
-            executor.shutdown(timeout=deadline and max(0.0, deadline - Clock.monotonic()))
+            seconds = None if deadline is None else max(0.0, deadline - Clock.monotonic())
+            executor.shutdown(timeout=seconds, cancel_queries=deadline is not None)
 
 
 def end_forked_process(error: BaseException | None) -> NoReturn:
@@ -543,25 +564,34 @@ class Ending(Protocol):
 
 
 def end_within(
-    books: Ending, seconds: float, wait: Callable[[float], object], not_run: Counter[str]
+    books: Ending,
+    seconds: float,
+    wait: Callable[[float], object],
+    not_run: Counter[str],
+    and_then: Callable[[], object] = lambda: None,
 ) -> None:
     """Wait for an executor's end, for so many seconds at most; then cancel, and log what it has left.
 
     Args:
         wait: returns when all has ended, or after the seconds that it is given.
         not_run: the names of what was cancelled before.
+        and_then: called when nothing more begins.
     """
     running: Counter[str] = Counter()
     try:
         wait(min(seconds, threading.TIMEOUT_MAX))
         not_run += books.cancel_pending()
+        and_then()
         running = books.running()
     finally:
         if running or not_run:
-            logger.error(
-                "executor=%s timeout=%s shutdown left running=%s not_run=%s",
-                books.name,
-                round(seconds, 2),
-                listed(running),
-                listed(not_run),
+            log(
+                logger,
+                logging.ERROR,
+                "executor=%(executor)s timeout=%(timeout)s shutdown left running=%(running)s "
+                "not_run=%(not_run)s",
+                executor=books.name,
+                timeout=round(seconds, 2),
+                running=listed(running),
+                not_run=listed(not_run),
             )

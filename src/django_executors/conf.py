@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
+from django.conf import UserSettingsHolder, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -19,6 +19,8 @@ from .arguments import check_seconds
 EXECUTORS = "EXECUTORS"
 MAX_CONNECTIONS = "EXECUTORS_MAX_CONNECTIONS"
 WAIT_TIMEOUT = "EXECUTORS_CONNECTION_WAIT_TIMEOUT"
+APPLICATION_NAME = "EXECUTORS_APPLICATION_NAME"
+HOLD_WARNING = "EXECUTORS_HOLD_WARNING"
 
 #: Of an entry of EXECUTORS that names none.
 DEFAULT_BACKEND = "django_executors.ThreadPoolExecutor"
@@ -37,10 +39,14 @@ class Conf:
     Attributes:
         max_connections: database alias → the most connections that worker threads hold at once.
         connection_wait_timeout: for how many seconds one of them waits for its turn to connect.
+        application_name: how their connections are called on the server, with fields to fill in.
+        hold_warning: for how many seconds a task may hold a connection before that is logged.
     """
 
     max_connections: Mapping[str, int]
     connection_wait_timeout: float
+    application_name: str | None
+    hold_warning: float | None
 
     def under_ceiling(self, alias: str, workers: int) -> int:
         """Return how many connections to this alias so many workers may hold at once."""
@@ -69,7 +75,12 @@ def current() -> Conf:
     global _current
     found, changes = _current, _changes
     if found is None:
-        found = Conf(max_connections=read(MAX_CONNECTIONS), connection_wait_timeout=read(WAIT_TIMEOUT))
+        found = Conf(
+            max_connections=read(MAX_CONNECTIONS),
+            connection_wait_timeout=read(WAIT_TIMEOUT),
+            application_name=read(APPLICATION_NAME),
+            hold_warning=read(HOLD_WARNING),
+        )
         if changes == _changes:  # or it may be of before
             _current = found
     return found
@@ -83,6 +94,15 @@ def read(name: str) -> Any:
     """
     check, default = SETTINGS[name]
     return check(getattr(settings, name, default))
+
+
+def settings_module() -> str | None:
+    """Return the name of the settings' module; None: they are from none."""
+    # Private names of Django's: inside `override_settings` the settings lie below what is overridden.
+    found: Any = vars(settings)["_wrapped"]
+    while isinstance(found, UserSettingsHolder):
+        found = found.default_settings
+    return getattr(found, "SETTINGS_MODULE", None)
 
 
 def _executors(value: object) -> Mapping[str, Named]:
@@ -144,11 +164,41 @@ def _wait_timeout(value: object) -> float:
         raise ImproperlyConfigured(str(error)) from None
 
 
+def _application_name(value: object) -> str | None:
+    if value is None:
+        return None
+    example = f"{APPLICATION_NAME} must be a string, as in '{{project}}:{{executor}}:{{pid}}', or None"
+    if not isinstance(value, str):
+        raise ImproperlyConfigured(f"{example}, not {value!r}")
+    try:
+        value.format(project="", executor="", pid=0)
+    except (LookupError, ValueError, AttributeError) as error:
+        raise ImproperlyConfigured(
+            f"{example}, not {value!r}: {type(error).__name__}: {error}; its fields are 'project', "
+            "'executor' and 'pid'"
+        ) from None
+    return value
+
+
+def _hold_warning(value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = check_seconds(HOLD_WARNING, value)
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(f"{error}, or None") from None
+    if not seconds:
+        raise ImproperlyConfigured(f"{HOLD_WARNING} must be more than 0 seconds, or None, not {value!r}")
+    return seconds
+
+
 #: How each setting is checked, and its default.
 SETTINGS: dict[str, tuple[Callable[[object], Any], object]] = {
     EXECUTORS: (_executors, {}),
     MAX_CONNECTIONS: (_max_connections, {}),
     WAIT_TIMEOUT: (_wait_timeout, 30.0),
+    APPLICATION_NAME: (_application_name, None),
+    HOLD_WARNING: (_hold_warning, None),
 }
 
 _current: Conf | None = None

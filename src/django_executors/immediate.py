@@ -248,14 +248,19 @@ class ImmediateExecutor(Executor):
         return None
 
     def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        timeout: float | None = None,
+        cancel_queries: bool = False,
     ) -> None:
         """Refuse tasks from now on. There is nothing to wait for, and nothing to cancel.
 
         Raises:
             TypeError, ValueError: a pool would refuse this timeout.
         """
-        check_timeout(timeout, wait=wait)
+        check_timeout(timeout, wait=wait, cancel_queries=cancel_queries)
         self._is_shut_down = True
 
     def stats(self) -> ExecutorStats:

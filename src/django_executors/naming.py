@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,18 @@ def _name(fn: Callable[..., Any]) -> str:
         name = fn.__qualname__
     module = getattr(fn, "__module__", None)
     return f"{module}.{name}" if isinstance(module, str) else name
+
+
+def log(
+    logger: logging.Logger,
+    level: int,
+    text: str,
+    *,
+    exc_info: BaseException | bool | None = None,
+    **fields: Any,
+) -> None:
+    """Log this text with its fields, which the record has as attributes too."""
+    logger.log(level, text, fields, exc_info=exc_info, extra=fields, stacklevel=2)
 
 
 def listed(names: Counter[str]) -> str:

@@ -15,6 +15,7 @@ from . import conf
 from .arguments import check_timeout
 from .base import Executor
 from .clock import Clock
+from .naming import log
 from .thread import ThreadPoolExecutor
 
 DEFAULT = "default"
@@ -52,7 +53,13 @@ class Executors:
         while (why := executor._why_useless()) is not None:
             successor = self._make(alias)
             if vars(executor).setdefault("_successor", successor) is successor:
-                logger.warning("executor=%s is made anew: %s", alias, why)
+                log(
+                    logger,
+                    logging.WARNING,
+                    "executor=%(executor)s is made anew: %(reason)s",
+                    executor=alias,
+                    reason=why,
+                )
             executor = made[alias] = vars(executor)["_successor"]
         return executor
 
@@ -66,7 +73,12 @@ class Executors:
         return iter(named())
 
     def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        timeout: float | None = None,
+        cancel_queries: bool = False,
     ) -> None:
         """Shut all of them down, one after another in the order in which they were made.
 
@@ -75,7 +87,7 @@ class Executors:
         refusing tasks.
 
         Args:
-            wait, cancel_futures: as in each executor's `shutdown`.
+            wait, cancel_futures, cancel_queries: as in each executor's `shutdown`.
             timeout: for how many seconds to wait at most, for all of them together. What has not begun
                 by then is cancelled and logged by name, as by each executor's `shutdown`. Default None:
                 as long as it takes.
@@ -83,14 +95,19 @@ class Executors:
         Raises:
             TypeError, ValueError, RuntimeError: as each executor's `shutdown`.
         """
-        seconds = check_timeout(timeout, wait=wait)
+        seconds = check_timeout(timeout, wait=wait, cancel_queries=cancel_queries)
         deadline = None if seconds is None else Clock.monotonic() + seconds
         self._is_shut_down = True
         left = self._made_now()
         try:
             while left:
                 seconds = None if deadline is None else max(0.0, deadline - Clock.monotonic())
-                left[0].shutdown(wait, cancel_futures=cancel_futures, timeout=seconds)
+                left[0].shutdown(
+                    wait,
+                    cancel_futures=cancel_futures,
+                    timeout=seconds,
+                    cancel_queries=cancel_queries,
+                )
                 del left[0]
         finally:
             for executor in left:  # the waiting was interrupted, or refused

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import django
 from django.apps import apps
-from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from . import context
+from . import conf, context
 from .arguments import check_timeout
 from .base import (
     Books,
@@ -106,15 +106,7 @@ def used_here() -> Setup | None:
                 f"DATABASES[{alias!r}] is SQLite in memory, which no other process can see. Use a file, "
                 "in tests by DATABASES[...]['TEST']['NAME'], or django_executors.testing.run_inline"
             )
-    return Setup(_settings_module(), found)
-
-
-def _settings_module() -> str | None:
-    # Private names of Django's: inside `override_settings` the settings lie below what is overridden.
-    found: Any = vars(settings)["_wrapped"]
-    while isinstance(found, UserSettingsHolder):
-        found = found.default_settings
-    return getattr(found, "SETTINGS_MODULE", None)
+    return Setup(conf.settings_module(), found)
 
 
 _lock = threading.Lock()
@@ -157,7 +149,7 @@ def set_up(wanted: Setup | None, *, may_move: bool) -> None:
 
 def _use(wanted: Setup, *, may_move: bool) -> None:
     here = connections.settings
-    if (module := _settings_module()) != wanted.module:
+    if (module := conf.settings_module()) != wanted.module:
         raise ImproperlyConfigured(
             f"it has the settings of {module}, and the tasks are to run with {wanted.module}"
         )
@@ -645,7 +637,12 @@ class RemoteExecutor(Executor):
         raise NotImplementedError
 
     def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        timeout: float | None = None,
+        cancel_queries: bool = False,
     ) -> None:
         """Refuse tasks from now on, as the standard class does; with a timeout, return when it is over.
 
@@ -656,6 +653,7 @@ class RemoteExecutor(Executor):
             wait: return when all tasks have run and the workers have ended.
             cancel_futures: cancel at once those that no worker has.
             timeout: for how many seconds to wait at most. Default None: as long as it takes.
+            cancel_queries: means nothing to worker processes, whose queries go on.
 
         Raises:
             TypeError: timeout is no number.
@@ -663,7 +661,7 @@ class RemoteExecutor(Executor):
             RuntimeError: called, to wait, in the thread that runs done-callbacks. Tasks are refused from
                 then on all the same.
         """
-        seconds = check_timeout(timeout, wait=wait)
+        seconds = check_timeout(timeout, wait=wait, cancel_queries=cancel_queries)
         notice_fork()
         self._is_shut_down = True
         books = self._books
@@ -689,6 +687,10 @@ class RemoteExecutor(Executor):
         closes after that is told by its next one. Any thread may call this, at any time.
         """
         return self._books.stats()
+
+    @property
+    def name(self) -> str:
+        return self._books.name
 
     def _be_called(self, name: str) -> None:
         self._name = self._books.name = name

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from .clock import Clock
 from .context import Changes
 from .exceptions import ExecutorError
-from .naming import task_name
+from .naming import log, task_name
 
 R = TypeVar("R")
 
@@ -47,10 +47,12 @@ class _Unheard:
     def __del__(self) -> None:
         # In a forked child it is the parent's to tell; as the interpreter ends there is no log.
         if self._error is not None and self._pid == os.getpid() and not sys.is_finalizing():
-            logger.error(
-                "task=%s failed, and nobody has asked for its result",
-                task_name(self._fn),
+            log(
+                logger,
+                logging.ERROR,
+                "task=%(task)s failed, and nobody has asked for its result",
                 exc_info=self._error,
+                task=task_name(self._fn),
             )
 
 

@@ -44,7 +44,7 @@ from .base import (
     warn_if_in_atomic,
 )
 from .clock import Clock
-from .connections import caches, release, thread_end
+from .connections import caches, cancelling, release, thread_end
 from .connections.ledger import current_holder
 from .exceptions import DeadlockError, QueueFull
 from .immediate import InCallersThreads, is_inline
@@ -59,6 +59,9 @@ R = TypeVar("R")
 logger = logging.getLogger("concurrent.futures")
 
 _now = Clock.monotonic  # looked up once
+
+#: For how many seconds queries are cancelled after a deadline, and how often.
+CANCELLING, _PAUSE = 1.0, 0.05
 
 _BROKEN = "A thread initializer failed, the thread pool is not usable anymore"
 
@@ -319,6 +322,15 @@ class WorkQueue(Books):
         """Return when all workers have ended, or after that many seconds."""
         with self.lock:
             self._changed.wait_for(lambda: not self._live, timeout)
+
+    def cancel_queries(self) -> None:
+        """Cancel what its workers ask a server, until they have ended or a second has passed."""
+        deadline = _now() + CANCELLING
+        while (left := deadline - _now()) > 0 and self._live:
+            with self.lock:
+                holders = {worker.holder for worker in self.workers}
+            cancelling.cancel_queries(holders)
+            self.wait_for_end(min(_PAUSE, left))  # what has been between two queries is in one now
 
     def running(self) -> Counter[str]:
         """Count by name what workers have taken and not ended."""
@@ -737,7 +749,12 @@ class ThreadPoolExecutor(Executor, _Standard):
         """The queue knows."""
 
     def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        timeout: float | None = None,
+        cancel_queries: bool = False,
     ) -> None:
         """Refuse tasks from now on, as the standard class does; with a timeout, return when it is over.
 
@@ -751,25 +768,36 @@ class ThreadPoolExecutor(Executor, _Standard):
             cancel_futures: cancel at once those that have not begun. With a timeout they are logged too.
             timeout: for how many seconds to wait at most. When you would want it: the process is about
                 to end, and whoever ends it will not wait for ever. Default None: as long as it takes.
+            cancel_queries: at the timeout, cancel on the server the queries that workers still run,
+                again and again until they have ended, for a second more at most: their tasks get an
+                `OperationalError`, and their connections are closed. When you would want it: the
+                database is not to work on for nobody. Those of Django's own pool go on.
 
         Raises:
             TypeError: timeout is no number.
-            ValueError: timeout is below 0, or given together with `wait=False`.
+            ValueError: timeout is below 0, or given together with `wait=False`; or cancel_queries
+                without a timeout.
             RuntimeError: called with a timeout by one of the pool's own workers, which would wait for
                 itself. (Without one, the standard class raises it too, having refused tasks.)
         """
         notice_fork()
-        seconds, queue = check_timeout(timeout, wait=wait), self._queue
+        queue = self._queue
+        seconds = check_timeout(timeout, wait=wait, cancel_queries=cancel_queries)
         if seconds is not None and queue.is_mine():
             raise RuntimeError("shutdown(timeout=...) was called in a worker, and would wait for itself")
         self._is_shut_down = True
         queue.close()
         not_run = queue.cancel_pending() if cancel_futures else Counter[str]()
         if seconds is not None:
-            end_within(queue, seconds, queue.wait_for_end, not_run)
+            and_then = (queue.cancel_queries,) if cancel_queries else ()
+            end_within(queue, seconds, queue.wait_for_end, not_run, *and_then)
         elif wait:
             for thread in list(queue.threads):
                 thread.join()
+
+    @property
+    def name(self) -> str:
+        return self._queue.name
 
     def stats(self) -> ExecutorStats:
         """Return what was done so far, in numbers that are all of the same moment.

@@ -602,7 +602,7 @@ def test_other_clients_keep_their_sessions(
             other.execute(leave.encode())
         before = seen()
         assert all(before)
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(4) as pool, override_settings(EXECUTORS_APPLICATION_NAME="{pid}"):
             assert list(pool.map(query_twice, range(60), timeout=60)) == list(range(60))
         assert seen() == before
     assert resets.begun == []

@@ -124,8 +124,15 @@ def test_wrong_setting(name: str, value: Any, says: str) -> None:
 
 def test_right_settings() -> None:
     """Right ones are taken as they are; without any there is no ceiling, and the wait is 30 seconds."""
-    assert conf.current() == conf.Conf(max_connections={}, connection_wait_timeout=30.0)
-    most = {"default": 1, "other": 200}
-    with override_settings(EXECUTORS_MAX_CONNECTIONS=most, EXECUTORS_CONNECTION_WAIT_TIMEOUT=0):
+    assert conf.current() == conf.Conf(
+        max_connections={}, connection_wait_timeout=30.0, application_name=None, hold_warning=None
+    )
+    right = {
+        "max_connections": {"default": 1, "other": 200},
+        "connection_wait_timeout": 0.0,
+        "application_name": "{project}",
+        "hold_warning": 30.0,
+    }
+    with override_settings(**{f"EXECUTORS_{name.upper()}": value for name, value in right.items()}):
         assert check_settings() == []
-        assert conf.current() == conf.Conf(max_connections=most, connection_wait_timeout=0.0)
+        assert conf.current() == conf.Conf(**right)  # type: ignore[arg-type]

@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 from django.db import connection, connections, transaction
 
-from django_executors import ExecutorStats, ImmediateExecutor, ThreadPoolExecutor, all_connections
+from django_executors import (
+    ExecutorStats,
+    ImmediateExecutor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    all_connections,
+    all_executors,
+    executors,
+)
 from django_executors.testing import run_inline
 from tests.projects.testapp.models import Entry
 from tests.support.draining import IDLE, assert_holds_nothing, is_idle, occupy, query
@@ -573,3 +581,26 @@ def test_callback_and_initializer(gate: Gate, caplog: pytest.LogCaptureFixture) 
     gate.wait_for()
     pool.shutdown(timeout=0)
     assert names(caplog) == ("1 (an initializer x1)", "1 (tests.support.draining.query x1)")
+
+
+def test_all_executors() -> None:
+    """Those with workers, named and unnamed, with names and numbers, until nobody has them."""
+    before = all_executors()
+    named, unnamed = executors["default"], ThreadPoolExecutor(1)
+    processes, other = ProcessPoolExecutor(1), ThreadPoolExecutor(1, "reports")
+    assert [each for each in all_executors() if each not in (*before, named)] == [
+        unnamed,
+        processes,
+        other,
+    ]
+    assert named in all_executors()
+    assert (named.name, other.name) == ("default", "reports")
+    assert unnamed.name.startswith("ThreadPoolExecutor-")
+    assert processes.name.startswith("ProcessPoolExecutor-")
+    assert ImmediateExecutor().name == "ImmediateExecutor"
+    assert unnamed.submit(lambda: None).result(20) is None
+    assert unnamed.stats().submitted == 1
+    for each in (unnamed, processes, other):
+        each.shutdown()
+    del unnamed, processes, other, each
+    assert {*all_executors()} - {*before, named} == set()

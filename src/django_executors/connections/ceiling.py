@@ -19,7 +19,7 @@ from django_executors.exceptions import ConnectionLimitTimeout
 from django_executors.naming import task_name
 
 from . import thread_end
-from .ledger import PARKED, Entry, Holder, current_holder, lock
+from .ledger import PARKED, Entry, Holder, current_holder, lock, stack_of
 from .wrapper import never_closes
 
 
@@ -48,6 +48,7 @@ class Permit:
         return (
             f"thread={self.holder.thread_name} executor={self.holder.executor} "
             f"task={None if task is None else task_name(task)} age={Clock.monotonic() - self.since:.1f}s"
+            f"{stack_of(self.entry.holder.thread_ident)}"
         )
 
 

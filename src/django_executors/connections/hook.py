@@ -17,7 +17,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from . import ceiling, incidents, ledger, sessions, thread_end
+from . import attribution, ceiling, holds, incidents, ledger, sessions, thread_end
 from .ledger import CLOSED, PARKED, Entry, Holder, current_holder
 from .wrapper import has_ended, is_djangos, is_open
 
@@ -53,8 +53,11 @@ class _Hooks:
                 return  # the second is SQLite in memory, which close() leaves open
             ceiling.wait_for_turn(entry, wrapper)
             was = vars(wrapper).copy()
-            self._class.connect(wrapper)
+            with attribution.named(wrapper, entry.holder):
+                self._class.connect(wrapper)
             entry.opened(wrapper)
+            if (entry.holder.works_for or entry.holder).executor is not None:
+                holds.watch()
             if entry.made is not None:
                 now = vars(wrapper)
                 # Those of an earlier time count too: what is as it was then is not told apart.

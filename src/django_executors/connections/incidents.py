@@ -7,8 +7,9 @@ import os
 import threading
 
 from django_executors.clock import Clock
+from django_executors.naming import log
 
-from .ledger import all_connections
+from .ledger import all_connections, stack_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +48,18 @@ def note(alias: str, error: BaseException, now: float | None = None) -> None:
         _turn.release()
     held = [
         f"alias={one.alias} thread={one.thread_name} executor={one.executor} task={one.task} "
-        f"age={one.age:.1f}s backend_pid={one.backend_pid}"
+        f"age={one.age:.1f}s backend_pid={one.backend_pid}{stack_of(one.thread_ident)}"
         for one in all_connections()
     ]
-    logger.error(
-        "alias=%s the server has no connection left (%s); this process holds %s%s",
-        alias,
-        str(error).strip(),
-        len(held),
-        "".join(f"\n{line}" for line in held),
+    log(
+        logger,
+        logging.ERROR,
+        "alias=%(alias)s the server has no connection left (%(error)s); this process holds %(held)s"
+        "%(holders)s",
+        alias=alias,
+        error=str(error).strip(),
+        held=len(held),
+        holders="".join(f"\n{line}" for line in held),
     )
 
 

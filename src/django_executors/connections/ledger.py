@@ -16,7 +16,9 @@ import contextlib
 import enum
 import itertools
 import os
+import sys
 import threading
+import traceback
 import tracemalloc
 import weakref
 from collections import Counter, deque
@@ -194,6 +196,12 @@ class Holder:
 def _thread_name(ident: int) -> str:
     # Not current_thread(): in a thread that `threading` did not start, it leaves a dummy for ever.
     return next((t.name for t in threading.enumerate() if t.ident == ident), f"thread-{ident}")
+
+
+def stack_of(thread_ident: int) -> str:
+    """Return where this thread is now, in lines to put below a record; empty if it has ended."""
+    frame = sys._current_frames().get(thread_ident)
+    return "" if frame is None else "\n" + "".join(traceback.format_stack(frame)).rstrip()
 
 
 def current_holder() -> Holder:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_executors.naming import task_name
+from django_executors.naming import log, task_name
 
 from . import caches, sessions, thread_end
 from .ledger import CLOSED, PARKED, Entry, Holder
@@ -201,19 +201,24 @@ def _log(holder: Holder, amiss: list[_Amiss]) -> None:
     task = None if holder.task is None else task_name(holder.task)
     with contextlib.suppress(BaseException):  # a log handler of the project's, at the end of a task
         for alias, what, error in amiss:
-            logger.warning(
-                "task=%s thread=%s alias=%s ended with %s: its connection is closed and not used again",
-                task,
-                holder.thread_name,
-                alias,
-                what,
+            log(
+                logger,
+                logging.WARNING,
+                "task=%(task)s thread=%(thread_name)s alias=%(alias)s ended with %(reason)s: its "
+                "connection is closed and not used again",
                 exc_info=error,
+                task=task,
+                thread_name=holder.thread_name,
+                alias=alias,
+                reason=what,
             )
         while thread_end.failures:
             alias, thread_name, error = thread_end.failures.popleft()
-            logger.warning(
-                "thread=%s alias=%s closing failed when the thread ended",
-                thread_name,
-                alias,
+            log(
+                logger,
+                logging.WARNING,
+                "thread=%(thread_name)s alias=%(alias)s closing failed when the thread ended",
                 exc_info=error,
+                thread_name=thread_name,
+                alias=alias,
             )

@@ -30,6 +30,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from django_executors.clock import Clock
+from django_executors.naming import log
 
 from .ledger import Entry
 from .wrapper import is_open, is_pooled
@@ -287,10 +288,13 @@ def _give_up(alias: str, why: Exception) -> None:
     """Never again reset a session of this alias in this process, and say so once."""
     if alias not in _not_reset:
         _not_reset.add(alias)
-        logger.warning(
-            "alias=%s a session could not be reset: from now on its connections are closed instead",
-            alias,
+        log(
+            logger,
+            logging.WARNING,
+            "alias=%(alias)s a session could not be reset: from now on its connections are closed "
+            "instead",
             exc_info=why,
+            alias=alias,
         )
 
 
