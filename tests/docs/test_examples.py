@@ -43,6 +43,7 @@ CEILING, TOTALS = plain_blocks(DOCS / "ceiling.md")
 (GERMAN,) = plain_blocks(DOCS / "context.md")
 PRELOADED, CLOSE_ALL = plain_blocks(DOCS / "deploying.md")
 CLOSING_EXECUTOR, INSTALLED_APPS, SHOW = plain_blocks(DOCS / "migrate.md")
+HOLD_WARNING, APPLICATION_NAME = plain_blocks(DOCS / "operations.md")
 (IDLE,) = plain_blocks(DOCS / "speed.md")
 (IMMEDIATE,) = plain_blocks(DOCS / "testing.md")
 
@@ -105,15 +106,31 @@ def test_ceiling(monkeypatch: pytest.MonkeyPatch, holding: Gate) -> None:
     found = {name: value for name, value in defined_by(CEILING).items() if name.isupper()}
     with override_settings(**found), ThreadPoolExecutor(20) as pool:
         assert check_settings() == []
-        assert conf.current() == conf.Conf(
-            max_connections={"default": 16}, connection_wait_timeout=default
-        )
+        assert conf.current().max_connections == {"default": 16}
+        assert conf.current().connection_wait_timeout == default
         futures = [pool.submit(holding) for _ in range(20)]
         holding.wait_for(16)
         assert wait_until(lambda: waits("default"), lambda count: count == 4, within=20) == 4
         holding.open()
         results(futures)
     assert most.most == 16
+
+
+def test_operations() -> None:
+    """Both settings are right ones."""
+    found = {**defined_by(HOLD_WARNING), **defined_by(APPLICATION_NAME)}
+    with override_settings(**{name: value for name, value in found.items() if name.isupper()}):
+        assert check_settings() == []
+        assert conf.current().hold_warning == 30.0
+        with ThreadPoolExecutor(1, "reports") as pool:
+            shown = pool.submit(application_name).result(20)
+    assert shown == f"tests:reports:{os.getpid()}"
+
+
+def application_name() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW application_name")
+        return str(cursor.fetchone()[0])
 
 
 def test_totals_under_a_ceiling() -> None:
