@@ -17,9 +17,14 @@ from .naming import task_name
 
 
 class CapturedQueries(Sequence[dict[str, Any]]):
-    """What `capture_queries()` returns: the queries, in the order in which they ended."""
+    """What `capture_queries()` returns: the queries, in the order in which they ended.
 
-    def __init__(self) -> None:
+    Args:
+        number: how many there must be at the end.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        self._number = number
         self._queries: list[dict[str, Any]] = []
         self.is_over = False
 
@@ -41,6 +46,10 @@ class CapturedQueries(Sequence[dict[str, Any]]):
         context.end_watching(self)
         context.hide(self)
         self.is_over = True
+        if exc_type is None and self._number is not None and len(self) != self._number:
+            raise AssertionError(
+                f"{len(self)} queries executed, {self._number} expected\nCaptured queries were:\n{self}"
+            )
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -111,27 +120,3 @@ class _Log(deque[dict[str, Any]]):
         wrapper.queries_log = self._before
         if wrapper.force_debug_cursor:  # nobody else has switched it off meanwhile
             wrapper.force_debug_cursor = self._was_forced
-
-
-class AssertNumQueries(CapturedQueries):
-    """What `assert_num_queries()` returns."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self._number = number
-
-    def __enter__(self) -> AssertNumQueries:
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(exc_type, exc, traceback)
-        if exc_type is None and len(self) != self._number:
-            raise AssertionError(
-                f"{len(self)} queries executed, {self._number} expected\nCaptured queries were:\n{self}"
-            )

@@ -22,7 +22,7 @@ from django.test.utils import TestContextDecorator
 
 from .arguments import check_decorated, check_seconds
 from .base import notice_fork, unfinished
-from .capturing import AssertNumQueries, CapturedQueries
+from .capturing import CapturedQueries
 from .clock import Clock
 from .connections.leaks import Watch
 from .connections.ledger import current_holder
@@ -259,7 +259,7 @@ def assert_num_queries(number: int) -> CapturedQueries:
     Raises:
         AssertionError: it lists the queries. Not raised if the block itself raises.
     """
-    return AssertNumQueries(number)
+    return CapturedQueries(number)
 
 
 class ExecutorTestMixin:
