@@ -109,7 +109,7 @@ class Project:
         for _, caption, text in BLOCK.findall(PAGE.read_text()):
             path = self.folder / caption
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text.replace("timeout=20)", "timeout=0.5)"))
+            path.write_text(text.replace("timeout=20", "timeout=0.5"))
         shop = self.folder / "shop"
         jobs = shop / "jobs.py"
         jobs.write_text(jobs.read_text() + JOBS)
