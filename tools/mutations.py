@@ -1152,8 +1152,8 @@ MUTATIONS = [
         "a forked child watches holds by itself",
         "fast",
         "connections/test_holds.py",
-        "_lock, _thread = threading.Lock(), None",
-        "_lock = threading.Lock()",
+        "_lock, _pid, _thread = threading.Lock(), os.getpid(), None",
+        "_lock, _pid = threading.Lock(), os.getpid()",
     ),
     Mutation(
         "a connection has the name that the settings give it",
@@ -1173,8 +1173,8 @@ MUTATIONS = [
         "those that follow are cancelled too",
         "fast",
         "connections/test_cancelling.py",
-        "while (left := deadline - _now()) > 0 and self._live:",
-        "if (left := deadline - _now()) > 0 and self._live:",
+        "if not cancelling.cancel_queries(holders, deadline): return",
+        "cancelling.cancel_queries(holders, deadline)\n            return",
     ),
     Mutation(
         "a connection of Django's pool may be somebody else's",

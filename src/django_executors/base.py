@@ -468,7 +468,7 @@ def _executors_now() -> list[Executor]:
 
 
 def all_executors() -> tuple[Executor, ...]:
-    """Return every executor of this process that has workers, oldest first, those without a name too.
+    """Return every thread, process and Dask executor of this process, oldest first, unnamed ones too.
 
     Each has its `name` and its `stats()`. One that nobody refers to any more is not among them, though
     its workers may have something left to do. Any thread may call this.

@@ -171,7 +171,7 @@ def _application_name(value: object) -> str | None:
     if not isinstance(value, str):
         raise ImproperlyConfigured(f"{example}, not {value!r}")
     try:
-        value.format(project="", executor="", pid=0)
+        value.format(project="a project", executor="an executor", pid=1)
     except (LookupError, ValueError, AttributeError) as error:
         raise ImproperlyConfigured(
             f"{example}, not {value!r}: {type(error).__name__}: {error}; its fields are 'project', "

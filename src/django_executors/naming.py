@@ -45,7 +45,11 @@ def log(
     **fields: Any,
 ) -> None:
     """Log this text with its fields, which the record has as attributes too."""
-    logger.log(level, text, fields, exc_info=exc_info, extra=fields, stacklevel=2)
+    log = functools.partial(logger.log, level, text, fields, exc_info=exc_info, stacklevel=2)
+    try:
+        log(extra=fields)
+    except KeyError:  # the project's own record factory has set one of them
+        log()
 
 
 def listed(names: Counter[str]) -> str:

@@ -41,7 +41,7 @@ _SQL = {
         re.DOTALL,
     ),
     "mysql": re.compile(
-        rf"(?P<comment>(?:#|--(?=\s|\Z))[^\n]*|{_COMMENT})"
+        rf"(?P<comment>(?:#|--(?=[\x00-\x20\x7f]|\Z))[^\n]*|{_COMMENT})"
         rf"|(?P<kept>(?:{_WORD})|`(?:[^`]|``)*+`)"
         rf"|{_STRING}|{_STRING.replace(chr(39), chr(34))}|`.*|{_NUMBER}",
         re.DOTALL,
@@ -134,11 +134,11 @@ class Server:
     """One server, and the aliases of `settings.DATABASES` on it."""
 
     def __init__(self, aliases: list[str]) -> None:
-        first = connections[aliases[0]]
         self.aliases = aliases
-        self.vendor = first.vendor
-        self.is_known = first.vendor in _ASK
-        host, port = first.settings_dict["HOST"], first.settings_dict["PORT"]
+        settings = connections.settings[aliases[0]]
+        self.vendor, self._broken = _vendor(aliases[0])
+        self.is_known = self._broken is not None or self.vendor in _ASK
+        host, port = settings["HOST"], settings["PORT"]
         self.address = f"{host}:{port}" if port else host or "a local socket"
         self._wrapper: BaseDatabaseWrapper | None = None
 
@@ -154,6 +154,9 @@ class Server:
         except Error:
             self.close()
             raise
+        except Exception as error:  # wrong settings: other servers are to be shown all the same
+            self.close()
+            raise Error(f"{type(error).__name__}: {error}") from error
 
     def end(self, pid: int) -> bool:
         """Have the server end this connection, and return whether it is gone.
@@ -175,25 +178,37 @@ class Server:
             wrapper.close()
 
     def _connect(self) -> BaseDatabaseWrapper:
+        if self._broken is not None:
+            raise self._broken
         alias = connections[self.aliases[0]]
         options = {
             name: value for name, value in alias.settings_dict["OPTIONS"].items() if name != "pool"
         }
         self._wrapper = wrapper = type(alias)({**alias.settings_dict, "OPTIONS": options}, alias.alias)
         with wrapper.wrap_database_errors:
-            wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())
+            wrapper.connection = wrapper.get_new_connection(
+                {**_PATIENCE[self.vendor], **wrapper.get_connection_params()}
+            )
         wrapper.set_autocommit(True)  # in a transaction PostgreSQL's list never changes
         return wrapper
+
+
+def _vendor(alias: str) -> tuple[str, Exception | None]:
+    """Return an alias's vendor; or its engine, and why there is no wrapper for it."""
+    try:
+        return connections[alias].vendor, None
+    except Exception as error:  # noqa: BLE001 - a missing driver, for example
+        return connections.settings[alias]["ENGINE"], error
 
 
 def by_server(aliases: Iterable[str]) -> list[Server]:
     """Return each server once, with those of these aliases that are on it."""
     found: dict[tuple[str, ...], list[str]] = {}
     for alias in aliases:
-        settings = connections[alias].settings_dict
-        options = [settings["OPTIONS"].get(name, "") for name in ("service", "unix_socket")]
+        settings = connections.settings[alias]
+        options = [settings["OPTIONS"].get(name, "") for name in _WHERE]
         where = map(str, (settings["HOST"], settings["PORT"], *options))
-        found.setdefault((connections[alias].vendor, *where), []).append(alias)
+        found.setdefault((_vendor(alias)[0], *where), []).append(alias)
     return [Server(each) for each in found.values()]
 
 
@@ -271,4 +286,11 @@ def _clients(vendor: str, rows: Iterable[Any]) -> tuple[Client, ...]:
     )
 
 
+#: By what of OPTIONS an alias leads to another server.
+_WHERE = ("service", "unix_socket", "read_default_file", "read_default_group")
+#: In an incident a server may accept a connection and say nothing. Seconds; those of OPTIONS go first.
+_PATIENCE = {
+    "postgresql": {"connect_timeout": 10},
+    "mysql": {"connect_timeout": 10, "read_timeout": 10, "write_timeout": 10},
+}
 _ASK = {"postgresql": _ask_postgres, "mysql": _ask_mysql}

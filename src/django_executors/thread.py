@@ -324,12 +324,13 @@ class WorkQueue(Books):
             self._changed.wait_for(lambda: not self._live, timeout)
 
     def cancel_queries(self) -> None:
-        """Cancel what its workers ask a server, until they have ended or a second has passed."""
+        """Cancel what its workers ask a server, until they have let go or a second has passed."""
         deadline = _now() + CANCELLING
         while (left := deadline - _now()) > 0 and self._live:
             with self.lock:
                 holders = {worker.holder for worker in self.workers}
-            cancelling.cancel_queries(holders)
+            if not cancelling.cancel_queries(holders, deadline):
+                return
             self.wait_for_end(min(_PAUSE, left))  # what has been between two queries is in one now
 
     def running(self) -> Counter[str]:

@@ -57,6 +57,13 @@ def test_long_names(name: str, shown: str) -> None:
     assert found in {shown, "é" * 31} or set(found) <= set("\\xc3a9")
 
 
+@override_settings(EXECUTORS_APPLICATION_NAME="a\0b")
+def test_a_nul() -> None:
+    """It ends a string of libpq's, and so does not reach it."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(application_name).result(20) == "ab"
+
+
 @NAMED
 def test_in_a_forked_child() -> None:
     """Its connections bear its own number."""
@@ -69,7 +76,7 @@ def test_in_a_forked_child() -> None:
         assert fork(child) == (0, "")
 
 
-@pytest.mark.parametrize("value", [1, "{pod}", "{", "{pid.x}"])
+@pytest.mark.parametrize("value", [1, "{pod}", "{", "{pid.x}", "{pid:{executor}}"])
 def test_wrong(value: Any) -> None:
     with override_settings(EXECUTORS_APPLICATION_NAME=value), ThreadPoolExecutor(1) as pool:
         future = pool.submit(application_name)

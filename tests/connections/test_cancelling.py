@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,11 @@ from django_executors import (
     ThreadPoolExecutor,
     executors,
 )
+from django_executors.connections import cancelling
 from tests.projects.testapp.models import Entry
 from tests.support.gates import Gate
 from tests.support.observers import PostgresObserver
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 #: Longer than any test.
@@ -155,6 +158,58 @@ def test_djangos_pool(postgres: PostgresObserver) -> None:
     assert future.result(20) == 0
 
 
+@pytest.mark.parametrize("alias", ["default", "mariadb"])
+def test_a_server_that_does_not_answer(
+    alias: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The deadline is one for all connections; the tasks are named as running."""
+    if alias == "mariadb":
+        request.getfixturevalue("mariadb")
+    entry = connections.settings[alias]
+    with Proxy(entry["HOST"], int(entry["PORT"])) as proxy:
+        address = {"HOST": "127.0.0.1", "PORT": str(proxy.port)}
+        monkeypatch.setitem(connections.settings, "stalled", entry | address)
+        monkeypatch.setitem(FOR_EVER, "stalled", FOR_EVER[alias].replace("300", "1"))
+        begun = [threading.Event() for _ in range(4)]
+        pool = ThreadPoolExecutor(4)
+        futures = [pool.submit(sleep, "stalled", each) for each in begun]
+        assert all(each.wait(20) for each in begun)
+        proxy.stall()
+        asked: list[float] = []
+        real = cancelling._cancel
+
+        def cancel(wrapper: Any, driver: Any, backend_pid: Any, seconds: float) -> None:
+            asked.append(seconds)
+            real(wrapper, driver, backend_pid, seconds)
+
+        monkeypatch.setattr(cancelling, "_cancel", cancel)
+        pool.shutdown(timeout=0.0, cancel_queries=True)
+        assert 1 <= len(asked) < 4
+        proxy.restore()
+        concurrent.futures.wait(futures, 20)
+        pool.shutdown()
+
+
+def test_tasks_without_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits a second for tasks that ask no server."""
+    asked: list[bool] = []
+    real = cancelling.cancel_queries
+
+    def cancel_queries(*args: Any) -> bool:
+        asked.append(real(*args))
+        return asked[-1]
+
+    monkeypatch.setattr(cancelling, "cancel_queries", cancel_queries)
+    gate = Gate()
+    pool = ThreadPoolExecutor(1)
+    pool.submit(gate)
+    gate.wait_for()
+    pool.shutdown(timeout=0.0, cancel_queries=True)
+    assert asked == [False]
+    gate.open()
+    pool.shutdown()
+
+
 def test_the_named_ones(postgres: PostgresObserver) -> None:
     with override_settings(EXECUTORS={"default": {}, "processes": {"BACKEND": PROCESSES}}):
         future = executors["default"].submit(sleep)
@@ -187,6 +242,7 @@ def test_nobody_elses_query_is_hit(postgres: PostgresObserver, many_switches: No
         return count
 
     def short() -> None:
+        Entry.objects.count()
         begun.release()
         while True:
             with connection.cursor() as cursor:

@@ -152,6 +152,61 @@ def test_a_log_handler_that_queries(told: list[str]) -> None:
         holds.logger.removeHandler(handler)
 
 
+def test_a_log_handler_that_raises(told: list[str]) -> None:
+    """The next hold is told of all the same."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise LookupError("of the handler")
+
+    handler = Handler()
+    holds.logger.addHandler(handler)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for number in (1, 2):
+                gate = Gate()
+                running = pool.submit(hold, gate)
+                assert wait_until(lambda number=number: len(told) >= number)  # type: ignore[misc]
+                gate.open()
+                running.result(20)
+    finally:
+        holds.logger.removeHandler(handler)
+
+
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's query is right, and the next connection tries again."""
+    assert wait_until(lambda: holds._thread is None or holds._thread.is_alive())
+    with override_settings(EXECUTORS_HOLD_WARNING=None):
+        assert wait_until(lambda: holds._thread is None)
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "django_executors-holds":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert pool.submit(Entry.objects.count).result(20) == 0
+        assert holds._thread is None
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Entry.objects.count).result(20)
+        assert holds._thread is not None
+
+
+def test_a_fork_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no handler runs, the next connection finds out that the thread is the parent's."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Entry.objects.count).result(20)
+        before = holds._thread
+        monkeypatch.setattr(holds, "_pid", -1)
+        pool.submit(Entry.objects.count).result(20)
+        assert holds._thread is not before
+        assert before is not None
+    with override_settings(EXECUTORS_HOLD_WARNING=None):
+        before.join(20)
+
+
 def test_in_a_forked_child(told: list[str]) -> None:
     """The child has a watching thread of its own."""
     with ThreadPoolExecutor(1) as pool:

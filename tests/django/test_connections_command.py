@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +20,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
-from django_executors import all_connections
+from django_executors import all_connections, servers
 from django_executors.connections.wrapper import backend_pid
 from django_executors.management.commands.connections import Command
 from django_executors.servers import Server, by_server, without_literals
@@ -245,6 +246,45 @@ def test_each_server_once() -> None:
     with mock.patch.dict(connections.settings, services):
         assert [each.aliases for each in by_server(services)] == [["one", "three"], ["two"]]
         del connections["one"], connections["two"], connections["three"]
+
+
+def test_an_alias_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are shown; the command fails, and says why."""
+    broken = {
+        "driver": {**connections.settings["default"], "ENGINE": "no_such_backend"},
+        "nameless": {**connections.settings["default"], "NAME": "", "HOST": "localhost"},
+    }
+    for name, entry in broken.items():
+        monkeypatch.setitem(connections.settings, name, entry)
+    out = io.StringIO()
+    with pytest.raises(CommandError, match=r"^no answer: .*'driver'.*'nameless'"):
+        call_command(Command(), stdout=out)
+    assert "of 97 usable" in out.getvalue()
+    assert "no_such_backend" in out.getvalue()
+    assert "ImproperlyConfigured: " in out.getvalue()
+    with contextlib.suppress(AttributeError):
+        del connections["nameless"]
+
+
+def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for longer than some seconds."""
+    monkeypatch.setitem(servers._PATIENCE, "postgresql", {"connect_timeout": 1})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = {"HOST": "127.0.0.1", "PORT": str(listener.getsockname()[1])}
+        monkeypatch.setitem(connections.settings, "silent", connections.settings["default"] | address)
+        with pytest.raises(CommandError, match=r"^no answer: .*'silent'"):
+            call_command(Command(), "--database=silent", stdout=io.StringIO())
+
+
+def test_files_that_name_servers() -> None:
+    """Aliases whose servers stand in different files are not one."""
+    files = {
+        name: {**connections.settings["default"], "HOST": "", "OPTIONS": {"read_default_file": name}}
+        for name in ("one", "two")
+    }
+    with mock.patch.dict(connections.settings, files):
+        assert [each.aliases for each in by_server(files)] == [["one"], ["two"]]
+        del connections["one"], connections["two"]
 
 
 def test_by_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,6 +521,7 @@ BACKSLASH = "\\"
 LITERALS = [
     (TWICE, "SELECT 1, 'it''s', t1.c2 FROM t1 -- secret", "SELECT ?, ?, t1.c2 FROM t1"),
     (TWICE, "a = -1.5e-3 OR b = .5 OR c=0xFE", "a = -? OR b = ? OR c=?"),
+    (["mysql"], "SELECT ? --\x01 '\n, 'secret'", "SELECT ? , ?"),
     (TWICE, "a/* secret */b /* unterminated secret", "a b"),
     (TWICE, "a /* /* secret */ secret */ secret", "a"),
     (TWICE, "a = 'unterminated secret", "a = ?"),

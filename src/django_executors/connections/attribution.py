@@ -38,7 +38,8 @@ def named(wrapper: BaseDatabaseWrapper, holder: Holder) -> Iterator[None]:
         return
     project = (conf.settings_module() or "").partition(".")[0]
     name = template.format(project=project, executor=executor, pid=os.getpid())
-    cut = name.encode()[:_MOST_BYTES].decode(errors="ignore")
+    # libpq's strings end at a NUL.
+    cut = name.replace("\0", "").encode()[:_MOST_BYTES].decode(errors="ignore")
     of_class: Any = type(wrapper)
     # An attribute of the instance: its class stays Django's.
     own["get_connection_params"] = lambda: {

@@ -30,6 +30,7 @@ _WHO = "alias=%(alias)s backend_pid=%(backend_pid)s executor=%(executor)s task=%
 
 _lock = threading.Lock()
 _thread: threading.Thread | None = None  # guarded by _lock
+_pid = os.getpid()
 
 
 def watch() -> None:
@@ -38,13 +39,19 @@ def watch() -> None:
     Raises:
         ImproperlyConfigured: it is wrong.
     """
-    global _thread
-    if conf.current().hold_warning is None or _thread is not None:
+    global _thread, _pid
+    if conf.current().hold_warning is None:
+        return
+    if _pid != os.getpid():  # forked in C, where no handler runs
+        _after_fork_in_child()
+    if _thread is not None:
         return
     with _lock:
         if _thread is None:
-            _thread = threading.Thread(target=_watch, name="django_executors-holds", daemon=True)
-            _thread.start()
+            thread = threading.Thread(target=_watch, name="django_executors-holds", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be started: another time
+                thread.start()
+                _thread = thread
 
 
 def _watch() -> None:
@@ -52,7 +59,8 @@ def _watch() -> None:
     watched: dict[int, _Hold] = {}
     with contextlib.suppress(ImproperlyConfigured):  # by now
         while (seconds := conf.current().hold_warning) is not None:
-            _look(watched, seconds)
+            with contextlib.suppress(Exception):  # of a log handler of the project's
+                _look(watched, seconds)
             threading.Event().wait(min(seconds / _LOOKS, 1.0))
     with _lock:
         _thread = None
@@ -116,8 +124,8 @@ def _look(watched: dict[int, _Hold], seconds: float) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _thread
-    _lock, _thread = threading.Lock(), None
+    global _lock, _pid, _thread
+    _lock, _pid, _thread = threading.Lock(), os.getpid(), None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -113,7 +113,9 @@ class Command(BaseCommand):
             columns, rows = shutil.get_terminal_size()
             lines = [line[:columns] for line in lines[: rows - 1]]
             self.stdout.write(CLEAR, ending="")
-        self.stdout.write("\n".join(lines).rstrip("\n"))
+        text = "\n".join(lines).rstrip("\n")
+        encoding = getattr(self.stdout, "encoding", None) or "utf-8"
+        self.stdout.write(text.encode(encoding, "replace").decode(encoding))
         self.stdout.flush()
 
     def _terminate(self, servers: list[Server], options: dict[str, Any]) -> None:
@@ -194,6 +196,8 @@ def _settings(entry: dict[str, Any], report: Report | None) -> list[str]:
         each = entry["allowed"] = allowed(entry["aliases"])
     except ImproperlyConfigured as error:
         return [str(error)]
+    except Exception:  # noqa: BLE001 - of an alias without a driver nothing can be said
+        return []
     if not (total := sum(each.values())):
         return []
     said = f"EXECUTORS allow {total} in each process ({', '.join(f'{a} {n}' for a, n in each.items())})"
