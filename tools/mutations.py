@@ -1024,8 +1024,8 @@ MUTATIONS = [
         "who waits for room hears of a task that has begun",
         "fast",
         "executors/test_thread.py",
-        "if self._max_pending is not None: self._changed.notify_all() worker.begin(task)",
-        "worker.begin(task)",
+        "if self._max_pending is not None: self._changed.notify_all() worker.begin(task, waited)",
+        "worker.begin(task, waited)",
     ),
     Mutation(
         "an initializer that fails fails what is queued",

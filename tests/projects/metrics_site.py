@@ -1,0 +1,47 @@
+"""A small site for gunicorn: tasks, and the view that Prometheus asks."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+from django_executors import executors
+
+application = get_wsgi_application()
+
+if "TEST_REGISTER" in os.environ:  # as in AppConfig.ready: before the fork, with --preload
+    from django_executors.metrics import prometheus
+
+    prometheus.register()
+
+
+def submit(request: HttpRequest, count: int) -> HttpResponse:
+    """Run so many tasks, each a query."""
+    from tests.projects.testapp.models import Entry
+
+    futures = [executors["default"].submit(Entry.objects.count) for _ in range(count)]
+    for future in futures:
+        future.result(20)
+    return HttpResponse(str(os.getpid()))
+
+
+# metrics: begin
+from prometheus_client import (  # noqa: E402
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
+
+
+def metrics(request):  # type: ignore[no-untyped-def]
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+# metrics: end
+urlpatterns = [path("submit/<int:count>", submit), path("metrics", metrics)]
