@@ -16,7 +16,7 @@ from typing import Any
 from django_executors.base import all_executors
 from django_executors.observing import observe
 
-from . import BUCKETS, COMPLETED, Metric, Tally, Values, gauges, lock
+from . import BUCKETS, COMPLETED, Metric, Tally, Values, gauges
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, values
@@ -89,11 +89,18 @@ class _Writer:
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
+        self._lock = threading.Lock()  # guards _values
         self._begin()
-        os.register_at_fork(after_in_child=self._begin)
+        # Or a child might have a copy of the lock of the client's files that nobody gives back.
+        os.register_at_fork(
+            before=lambda: self._lock.acquire(),
+            after_in_parent=lambda: self._lock.release(),
+            after_in_child=self._begin,
+        )
         atexit.register(self.write)
 
     def _begin(self) -> None:
+        self._lock = threading.Lock()
         self._values: dict[Any, Any] = {}
         threading.Thread(target=self._run, name="django_executors-metrics", daemon=True).start()
 
@@ -103,8 +110,7 @@ class _Writer:
 
     def write(self) -> None:
         """Write them now."""
-        # Under the lock, so that no fork copies the one of the client's files.
-        with lock:
+        with self._lock:
             if not self._values and not self._collector.has_tasks():
                 return
             left = self._values.copy()
