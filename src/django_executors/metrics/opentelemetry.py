@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from django_executors.naming import task_name
 from django_executors.observing import observe
 
 from . import (
@@ -21,6 +22,7 @@ from . import (
     Tally,
     Values,
     gauges,
+    labelled,
 )
 
 try:
@@ -53,7 +55,7 @@ class _Recorder(Tally):
         self, executor: str, fn: Callable[..., Any], failed: bool, waited: float, ran: float
     ) -> None:
         super().task_ended(executor, fn, failed, waited, ran)
-        labels = self.labels(executor, fn, failed)
+        labels = labelled(executor, task_name(fn) if self._task_names else None, failed)
         self._record(QUEUE_WAIT, waited, *labels)
         self._record(RUN, ran, *labels)
 
