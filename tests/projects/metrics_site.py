@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from django_executors import executors
+from tests.projects.metrics_view import metrics_of_all
 
 application = get_wsgi_application()
 
@@ -28,20 +29,4 @@ def submit(request: HttpRequest, count: int) -> HttpResponse:
     return HttpResponse(str(os.getpid()))
 
 
-# metrics: begin
-from prometheus_client import (  # noqa: E402
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    generate_latest,
-)
-from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
-
-
-def metrics(request):  # type: ignore[no-untyped-def]
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
-
-
-# metrics: end
-urlpatterns = [path("submit/<int:count>", submit), path("metrics", metrics)]
+urlpatterns = [path("submit/<int:count>", submit), path("metrics", metrics_of_all)]
