@@ -28,6 +28,7 @@ from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
+from . import observing
 from .arguments import check_count
 from .clock import Clock
 from .connections import fork
@@ -97,6 +98,9 @@ class ExecutorStats:
 class Books:
     """What one executor has done so far, and has to do, under its one lock."""
 
+    #: What the executor is called.
+    name = "ImmediateExecutor"
+
     def __init__(self) -> None:
         # Reentrant: a generator that the collector finalizes may cancel what it has submitted.
         self.lock = threading.RLock()
@@ -123,10 +127,13 @@ class Books:
             self._callers += 1
         return Clock.monotonic()
 
-    def end_in_caller(self, began: float, *, failed: bool) -> None:
+    def end_in_caller(self, named: Callable[..., object], began: float, *, failed: bool) -> None:
+        ran = Clock.monotonic() - began
         with self.lock:
             self._callers -= 1
-            self.task_ended(Clock.monotonic() - began, failed)
+            self.task_ended(ran, failed)
+        if (observer := observing.observer) is not None:
+            observer.task_ended(self.name, named, failed, 0.0, ran)
 
     def task_ended(self, seconds: float, failed: bool) -> None:
         """A task has run for that long."""

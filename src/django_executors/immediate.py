@@ -165,7 +165,7 @@ def _run(
     else:
         future.set_result(result)
     finally:
-        books.end_in_caller(began, failed=failed)
+        books.end_in_caller(named, began, failed=failed)
         del future, call, args, kwargs  # as in `run_now`
 
 

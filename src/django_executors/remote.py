@@ -32,7 +32,7 @@ from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from . import conf, context
+from . import conf, context, observing
 from .arguments import check_timeout
 from .base import (
     Books,
@@ -449,8 +449,10 @@ class RemoteTask(TaskFuture[R]):
                     result, error = _load(pickled, fn, failed=failed)
                 with books.lock:
                     self.sent = None
-                    waited = Clock.monotonic() - self._queued_at - seconds
+                    waited = max(0.0, Clock.monotonic() - self._queued_at - seconds)
                     books.ended(waited, seconds, failed=error is not None)
+                if (observer := observing.observer) is not None:
+                    observer.task_ended(books.name, fn, error is not None, waited, seconds)
                 if error is None:
                     self.set_result(result)
                 else:
@@ -526,7 +528,7 @@ class RemoteBooks(Books):
         """A task has come back."""
         with self.lock:
             self.begun += 1
-            self.queue_seconds += max(0.0, queue_seconds)
+            self.queue_seconds += queue_seconds
             self.task_ended(run_seconds, failed)
 
     def forget(self, task: RemoteTask[Any], *, is_broken: bool = False) -> None:

@@ -31,7 +31,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from types import FunctionType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from . import context, task
+from . import context, observing, task
 from .arguments import check_bound, check_seconds, check_timeout, check_workers
 from .base import (
     Books,
@@ -81,7 +81,7 @@ INITIALIZER, TASK, CALLBACKS, WAITING = Doing
 class Worker(task.Worker):
     """One thread of a pool."""
 
-    __slots__ = ("context", "doing", "fn", "holder", "is_forked", "keeps", "queue", "task")
+    __slots__ = ("context", "doing", "fn", "holder", "is_forked", "keeps", "queue", "task", "waited")
 
     def __init__(self, queue: WorkQueue, name: str, doing: Doing) -> None:
         self.queue = queue
@@ -91,6 +91,8 @@ class Worker(task.Worker):
         #: The task that it runs, and what it is called by.
         self.task: Task[Any] | None = None
         self.fn: Any = None
+        #: For how many seconds that task was queued.
+        self.waited = 0.0
         #: It is one of those that keep their connections for a queued task. Guarded by the queue's lock.
         self.keeps = False
         #: In a forked child, where its thread is the only one.
@@ -120,9 +122,10 @@ class Worker(task.Worker):
             self.queue.settle(self)
         return True
 
-    def begin(self, task: Task[Any]) -> None:
+    def begin(self, task: Task[Any], waited: float) -> None:
         """It has taken this task. Under the queue's lock, so that it is never seen to do nothing."""
         self.task, self.fn, self.doing = task, task.named, TASK
+        self.waited = waited
 
     def wait(self) -> None:
         """It waits from now on, and refers to nothing of its last task."""
@@ -149,7 +152,9 @@ class Worker(task.Worker):
             if holder.scopes:
                 holder.scopes.clear()
             self.task, self.doing = None, CALLBACKS
-            queue.task_ended(_now() - began, error is not None)
+            queue.task_ended(ran := _now() - began, error is not None)
+            if (observer := observing.observer) is not None:
+                observer.task_ended(queue.name, self.fn, error is not None, self.waited, ran)
             try:
                 task.resolve(result, error)
             except BaseException:  # SystemExit, of a callback: this thread is everybody's, and stays
@@ -423,10 +428,11 @@ class WorkQueue(Books):
                         self._stale -= 1
                         continue
                     self.begun += 1
-                    self.queue_seconds += _now() - task.queued_at
+                    waited = _now() - task.queued_at
+                    self.queue_seconds += waited
                     if self._max_pending is not None:
                         self._changed.notify_all()
-                    worker.begin(task)
+                    worker.begin(task, waited)
                     return task
                 timeout = None
                 if holder.is_holding and not has_let_go:

@@ -13,7 +13,7 @@ from collections import deque
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_executors import conf
+from django_executors import conf, observing
 from django_executors.clock import Clock
 from django_executors.exceptions import ConnectionLimitTimeout
 from django_executors.naming import task_name
@@ -64,6 +64,9 @@ class Ceiling:
 
     def is_wanted(self) -> bool:
         return bool(self._waiting)
+
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     def wait_for(self, permit: Permit, timeout: float) -> None:
         """Wait until this permit is given, in turn, for at most that many seconds.
@@ -138,7 +141,28 @@ def wait_for_turn(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
         ceiling = _ceilings.setdefault(entry.alias, Ceiling(entry.alias, most))
         ceiling.most = most
     entry.permit = permit = Permit(ceiling, entry, holder.works_for or holder)
-    ceiling.wait_for(permit, conf.current().connection_wait_timeout)
+    began, observer = permit.since, observing.observer
+    try:
+        ceiling.wait_for(permit, conf.current().connection_wait_timeout)
+    except ConnectionLimitTimeout:
+        if observer is not None:
+            observer.had_no_turn(entry.alias)
+        raise
+    if observer is not None:
+        observer.had_turn(entry.alias, permit.since - began)
+
+
+def limits() -> dict[str, tuple[int, int]]:
+    """Return of each alias that has a ceiling what that is, and how many wait for their turn.
+
+    Raises:
+        ImproperlyConfigured: a setting is wrong.
+    """
+    found = {}
+    for alias, most in conf.current().max_connections.items():
+        ceiling = _ceilings.get(alias)
+        found[alias] = most, 0 if ceiling is None else ceiling.waiting()
+    return found
 
 
 # In a forked child the parent's permits are not counted.

@@ -17,6 +17,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from django_executors import observing
+from django_executors.clock import Clock
+
 from . import attribution, ceiling, holds, incidents, ledger, sessions, thread_end
 from .ledger import CLOSED, PARKED, Entry, Holder, current_holder
 from .wrapper import has_ended, is_djangos, is_open
@@ -53,9 +56,12 @@ class _Hooks:
                 return  # the second is SQLite in memory, which close() leaves open
             ceiling.wait_for_turn(entry, wrapper)
             was = vars(wrapper).copy()
+            began = Clock.monotonic()
             with attribution.named(wrapper, entry.holder):
                 self._class.connect(wrapper)
             entry.opened(wrapper)
+            if entry.used_since is not None and (observer := observing.observer) is not None:
+                observer.connected(entry.alias, entry.used_since - began)
             if (entry.holder.works_for or entry.holder).executor is not None:
                 holds.watch()
             if entry.made is not None:
@@ -88,6 +94,7 @@ class _Hooks:
         finally:
             if not is_open(wrapper):
                 entry.closed()
+                entry.end_use()
 
     def chunked_cursor(self) -> Any:
         cursor = self._class.chunked_cursor(self._wrapper)

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from django.core.cache.backends.base import BaseCache
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_executors import observing
 from django_executors.clock import Clock
 from django_executors.naming import task_name
 
@@ -250,6 +251,9 @@ class Entry:
         self.serial = 0
         self.backend_pid: int | None = None
         self.opened_at = 0.0
+        #: Since when the executors, or a scope, have it in use; None: it is parked, closed, or of a
+        #: thread in which Django or somebody else closes it.
+        self.used_since: float | None = None
         #: Where it was opened, while `tracemalloc` is tracing.
         self.origin: tracemalloc.Traceback | None = None
         #: It holds a slot of Django's own pool.
@@ -291,6 +295,7 @@ class Entry:
         self.close_was_refused = False
         self.cursors.clear()
         self.opened_at = Clock.monotonic()
+        self.begin_use()
         self.origin = tracemalloc.get_object_traceback(object()) if tracemalloc.is_tracing() else None
         self.session = None
         if on_open is not None and self.holder is current_holder():
@@ -303,6 +308,17 @@ class Entry:
             self.driver, self.kept_since, self.expires_at = driver, Clock.monotonic(), expires_at
             self.state = PARKED
         wrapper.connection = None
+        self.end_use()
+
+    def begin_use(self) -> None:
+        """It is open, for whatever its thread does now."""
+        self.used_since = Clock.monotonic() if self.holder.has_an_end else None
+
+    def end_use(self) -> None:
+        """It was let go of. Not called under a lock, nor where the collector has come for it."""
+        since, self.used_since = self.used_since, None
+        if since is not None and (observer := observing.observer) is not None:
+            observer.used(self.alias, Clock.monotonic() - since)
 
     def take(self) -> Any:
         """Return what is parked, which is in use from now on, or None: it was taken away."""
@@ -350,6 +366,7 @@ class Entry:
             self.count("close_failures")
         if not is_open(wrapper):  # where closing went wrong, the hook has not seen it
             self.closed()
+            self.end_use()
         return error
 
     def note_cursor(self, cursor: Any) -> None:

@@ -279,6 +279,7 @@ def resume(entry: Entry, wrapper: Any) -> bool:
         session.restore(wrapper, driver)
     else:
         wrapper.connection = driver
+    entry.begin_use()
     entry.holder.touch()
     entry.count("reset" if session is not None else "reused")
     return True
