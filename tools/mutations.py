@@ -1777,6 +1777,13 @@ MUTATIONS = [
     ),
     # Metrics.
     Mutation(
+        "no more than a batch of ended tasks waits to be counted",
+        "fast",
+        "django/test_metrics.py",
+        "if len(ended) >= _BATCH: self._count()",
+        "pass",
+    ),
+    Mutation(
         "a task's end is told to exporters before its future resolves",
         "fast",
         "django/test_metrics.py",

@@ -104,6 +104,17 @@ def test_buckets() -> None:
     assert value.of_pool("use_time_seconds_bucket", le="+Inf") == 3
 
 
+def test_many_tasks_that_nobody_asks_for() -> None:
+    """All count, and no more than a batch of them is kept."""
+    value = Scraped()
+    with ThreadPoolExecutor(2, "jobs") as pool:
+        results([pool.submit(int) for _ in range(2500)])
+    tally: Any = observing.observer
+    assert len(tally._ended) < 1000
+    assert value("executor_run_seconds_count", executor="jobs", outcome="completed") == 2500
+    assert len(tally._ended) == 0
+
+
 def test_counters_do_not_fall() -> None:
     """Executors of one name, one after another, count on; those without a name have one together."""
     value = Scraped()

@@ -28,7 +28,6 @@ from django_executors.naming import task_name
 #: The upper bounds of the histograms' buckets, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-
 #: How many tasks that have ended are counted at once.
 _BATCH = 1000
 
