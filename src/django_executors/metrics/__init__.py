@@ -155,7 +155,7 @@ def gauges() -> dict[Metric, Values]:
 
 
 class Tally:
-    """An observer that counts, in buckets: what it adds to a task stays below a microsecond."""
+    """An observer that counts, in buckets."""
 
     def __init__(self, *, task_names: bool) -> None:
         self._task_names = task_names
