@@ -1616,8 +1616,8 @@ MUTATIONS = [
         "a task of a coroutine runs inline where the coroutine's ORM calls run",
         "fast",
         "executors/test_immediate.py",
-        "if runs_event_loop(): future = AwaitedFuture(named)",
-        "if False:\n            future = AwaitedFuture(named)",
+        "AwaitedFuture(named) if runs_event_loop() else InlineFuture()",
+        "InlineFuture()",
     ),
     Mutation(
         "a task of a coroutine runs inline before the coroutine's next ORM call, awaited or not",
@@ -1777,6 +1777,13 @@ MUTATIONS = [
     ),
     # Metrics.
     Mutation(
+        "an exporter that raises is no task's affair",
+        "fast",
+        "django/test_metrics.py",
+        "except Exception: # noqa: BLE001 - of an exporter's own, of whatever class",
+        "except KeyboardInterrupt:",
+    ),
+    Mutation(
         "no more than a batch of ended tasks waits to be counted",
         "fast",
         "django/test_metrics.py",
@@ -1829,8 +1836,8 @@ MUTATIONS = [
         "several exporters are told",
         "fast",
         "django/test_metrics.py",
-        "observer = another if observer is None else _Several(observer, another)",
-        "observer = another",
+        "observer = _All(*(() if observer is None else observer.observers), another)",
+        "observer = _All(another)",
     ),
     Mutation(
         "executors without a name share a label",
@@ -1857,8 +1864,8 @@ MUTATIONS = [
         "metrics of an executor that is gone are 0",
         "fast",
         "django/test_metrics.py",
-        "value.set(0.0)",
-        "pass",
+        "value.set(before) def _value(",
+        "pass\n\n    def _value(",
     ),
     Mutation(
         "the last numbers are written as a process exits",

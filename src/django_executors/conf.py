@@ -172,7 +172,7 @@ def _application_name(value: object) -> str | None:
         raise ImproperlyConfigured(f"{example}, not {value!r}")
     try:
         value.format(project="a project", executor="an executor", pid=1)
-    except (LookupError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ImproperlyConfigured(
             f"{example}, not {value!r}: {type(error).__name__}: {error}; its fields are 'project', "
             "'executor' and 'pid'"

@@ -110,13 +110,12 @@ def run_now(
     Raises:
         KeyboardInterrupt: Ctrl-C came while the task ran.
     """
-    future: InlineFuture[R]
+    # Before the `try`: Ctrl-C may come at any moment.
+    future: InlineFuture[R] = AwaitedFuture(named) if runs_event_loop() else InlineFuture()
     try:
-        if runs_event_loop():
-            future = AwaitedFuture(named)
+        if isinstance(future, AwaitedFuture):
             _begin_where_the_orm_works(partial(_run_there, future, books, named, call, before))
         else:
-            future = InlineFuture()
             _run(future, books, named, call, before, raised=KeyboardInterrupt)
         return future
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,52 @@ def test_many_tasks_that_nobody_asks_for() -> None:
     value = Scraped()
     with ThreadPoolExecutor(2, "jobs") as pool:
         results([pool.submit(int) for _ in range(2500)])
-    tally: Any = observing.observer
+    assert observing.observer is not None
+    tally: Any = observing.observer.observers[0]
     assert len(tally._ended) < 1000
     assert value("executor_run_seconds_count", executor="jobs", outcome="completed") == 2500
     assert len(tally._ended) == 0
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(1, "jobs"), ImmediateExecutor])
+def test_an_exporter_that_raises(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once; tasks, connections and other exporters are as ever."""
+
+    class Raises:
+        def __getattr__(self, name: str) -> Any:
+            def raises(*told: object) -> None:
+                raise LookupError("of the exporter")
+
+            return raises
+
+    observing.observe(Raises())  # type: ignore[arg-type]
+    value = Scraped()
+    with caplog.at_level(logging.ERROR, observing.__name__), make() as executor:
+        name = executor.name
+        for _ in range(3):
+            assert executor.submit(Entry.objects.count).result(10) == 0
+        assert executor.stats().close_failures == 0
+    connection.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"exporter={Raises.__qualname__} raised, and misses some of the metrics"
+    ]
+    assert value("executor_completed_total", executor=name, outcome="completed") == 3
+
+
+def test_a_prefix_that_is_no_string() -> None:
+    """The standard class takes it, and so does a label."""
+    value = Scraped()
+    with ThreadPoolExecutor(1, 7) as pool:  # type: ignore[arg-type]
+        results([pool.submit(int) for _ in range(1500)])
+    assert value("executor_completed_total", executor="7", outcome="completed") == 1500
+
+
+def test_instrumented_twice() -> None:
+    """It is refused, or each time would be recorded twice."""
+    provider = MeterProvider()
+    opentelemetry.instrument(provider)
+    with pytest.raises(ValueError, match="instrumented already"):
+        opentelemetry.instrument(provider)
 
 
 def test_counters_do_not_fall() -> None:

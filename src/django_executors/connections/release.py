@@ -146,6 +146,7 @@ def _release(
             error = entry.close(wrapper, dirty=reason is not None)
         elif entry.state is not CLOSED:  # closed behind Django's back
             entry.closed()
+            entry.end_use()
         if not is_open(wrapper):  # or it is SQLite in memory
             if reason is not None or error is not None:
                 _drop(entry, wrapper)

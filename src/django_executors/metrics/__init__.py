@@ -114,6 +114,7 @@ _NUMBERED = re.compile(r"(\w+Executor)-\d+")
 @lru_cache(maxsize=1000)
 def label_of(executor: str) -> str:
     """Return how the executor of this name is labelled."""
+    executor = str(executor)  # the standard class takes any prefix
     found = _NUMBERED.fullmatch(executor)
     return executor if found is None else found[1]
 
@@ -193,8 +194,11 @@ class Tally:
         """Count the tasks that have ended: many at once take half the time."""
         with self._lock:
             ended, tasks = self._ended, self._tasks
-            for _ in range(len(ended)):
-                executor, task, failed, waited, ran = ended.popleft()
+            while ended:
+                try:
+                    executor, task, failed, waited, ran = ended.popleft()
+                except IndexError:  # a signal's handler has counted meanwhile
+                    break
                 labels = labelled(executor, task, failed)
                 if (found := tasks.get(labels)) is None:
                     found = tasks[labels] = Times(), Times()

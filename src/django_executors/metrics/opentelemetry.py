@@ -79,6 +79,9 @@ class _Recorder(Tally):
         ]
 
 
+_instrumented: list[MeterProvider | None] = []
+
+
 def instrument(meter_provider: MeterProvider | None = None, *, task_names: bool = False) -> None:
     """Have OpenTelemetry see the executors of this process and their connections, from now on.
 
@@ -91,7 +94,13 @@ def instrument(meter_provider: MeterProvider | None = None, *, task_names: bool 
         task_names: give what is recorded of tasks the attribute `task`, their qualified names. When
             you would want it: a pool runs a few functions that have little in common. Each is a series
             of its own.
+
+    Raises:
+        ValueError: it was called for this provider before.
     """
+    if any(each is meter_provider for each in _instrumented):
+        raise ValueError("the metrics of django-executors are instrumented already")
+    _instrumented.append(meter_provider)
     meter = get_meter("django_executors", meter_provider=meter_provider)
     recorder = _Recorder(meter, task_names=task_names)
     for metric in gauges():

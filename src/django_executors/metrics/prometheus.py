@@ -7,6 +7,7 @@ files of all of them. There a thread writes to this process's files what it woul
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from django_executors.base import all_executors
+from django_executors.naming import log
 from django_executors.observing import observe
 
 from . import BUCKETS, COMPLETED, Metric, Tally, Values, gauges
@@ -31,6 +33,8 @@ except ModuleNotFoundError as error:
         'These metrics need the Prometheus client: pip install "django-executors[prometheus]"',
         name=error.name,
     ) from error
+
+logger = logging.getLogger(__name__)
 
 #: In the multiprocess mode, how often a process writes its numbers, in seconds.
 INTERVAL = 1.0
@@ -105,8 +109,16 @@ class _Writer:
         threading.Thread(target=self._run, name="django_executors-metrics", daemon=True).start()
 
     def _run(self) -> None:
+        is_told = False
         while not threading.Event().wait(INTERVAL):
-            self.write()
+            try:
+                self.write()
+            except Exception as error:  # noqa: BLE001 - the folder is not there, for example
+                if not is_told:
+                    log(logger, logging.ERROR, "the metrics could not be written", exc_info=error)
+                is_told = True
+            else:
+                is_told = False
 
     def write(self) -> None:
         """Write them now."""
@@ -118,14 +130,19 @@ class _Writer:
                 for name, labels, number in _written(family):
                     key = name, *labels.values()
                     left.pop(key, None)
-                    self._value(key, family, name, labels).set(number)
-            for value in left.values():  # of executors that are gone
-                value.set(0.0)
+                    value, before = self._value(key, family, name, labels)
+                    value.set(before + number)
+            for value, before in left.values():  # of executors that are gone
+                value.set(before)
 
     def _value(self, key: Any, family: Family, name: str, labels: dict[str, str]) -> Any:
-        """Return what the client's own metrics write by: this class is not in its documentation."""
+        """Return what the client's own metrics write by, and what an earlier process has written there.
+
+        That class is not in the client's documentation. Numbers of processes come back; a counter must
+        not fall then.
+        """
         if key not in self._values:
-            self._values[key] = values.ValueClass(
+            value = values.ValueClass(
                 family.type,
                 family.name,
                 name,
@@ -134,6 +151,7 @@ class _Writer:
                 family.documentation,
                 multiprocess_mode="livesum",
             )
+            self._values[key] = value, 0.0 if family.type == "gauge" else value.get()
         return self._values[key]
 
 
@@ -171,7 +189,7 @@ def register(registry: CollectorRegistry = REGISTRY, *, task_names: bool = False
     """
     global _writer
     collector = Collector(tally := Tally(task_names=task_names))
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if not getattr(values.ValueClass, "_multiprocess", False):  # as the client has found it
         registry.register(collector)
     elif _writer is not None:
         raise ValueError("the metrics of django-executors are registered already")
