@@ -83,7 +83,7 @@ def connections_of(pool: ThreadPoolExecutor) -> int | None:
 
 def test_who_is_told_of(told: list[str]) -> None:
     """Nobody who has let go, who runs without a connection, or who is no task."""
-    gate, mine = Gate(), Gate()
+    gate, mine, callback = Gate(), Gate(), Gate()
 
     def let_go() -> None:
         Entry.objects.count()
@@ -94,12 +94,18 @@ def test_who_is_told_of(told: list[str]) -> None:
         Entry.objects.count()  # of this thread's
         pool.submit(Entry.objects.count).result(20)  # kept, without a task
         quiet = [pool.submit(let_go), pool.submit(gate)]
+        quiet[1].add_done_callback(lambda _: hold(callback))
         loud = pool.submit(hold, mine)
         assert wait_until(lambda: told)
         gate.open()
-        mine.open()
-        [each.result(20) for each in (*quiet, loud)]
+        [each.result(20) for each in quiet]
+        callback.wait_for()
+        again = pool.submit(hold, mine)  # is told of, and the callback is not
         assert wait_until(lambda: len(told) == 2)
+        callback.open()
+        mine.open()
+        [each.result(20) for each in (loud, again)]
+        assert wait_until(lambda: len(told) == 4)
     connection.close()
 
 
