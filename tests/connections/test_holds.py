@@ -106,6 +106,7 @@ def test_who_is_told_of(told: list[str]) -> None:
         mine.open()
         [each.result(20) for each in (loud, again)]
         assert wait_until(lambda: len(told) == 4)
+    assert not any("task=None" in each for each in told)
     connection.close()
 
 

@@ -393,6 +393,7 @@ def test_initializers() -> None:
         loaded = pool.load(ordered())
         gate.wait_for()
         assert len(loaded) == BOOKS
+        assert pool.stats().cancelled == 1
         gate.open()
 
     def fails() -> None:
