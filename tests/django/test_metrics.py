@@ -218,9 +218,10 @@ def test_in_the_callers_thread() -> None:
 def test_processes() -> None:
     """A pool of processes is told of by its parent, which does not see their connections."""
     value = Scraped()
+    others = value("executor_pool_max", executor="ProcessPoolExecutor") or 0  # of other tests
     with ProcessPoolExecutor(1) as pool:
         assert pool.submit(Entry.objects.count).result(60) == 0
-        assert value("executor_pool_max", executor="ProcessPoolExecutor") == 1
+        assert value("executor_pool_max", executor="ProcessPoolExecutor") == others + 1
     labels = {"executor": "ProcessPoolExecutor", "outcome": "completed"}
     assert value("executor_completed_total", **labels) == 1
     assert value("executor_run_seconds_count", **labels) == 1
