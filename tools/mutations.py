@@ -1180,14 +1180,14 @@ MUTATIONS = [
         "a connection of Django's pool may be somebody else's",
         "fast",
         "connections/test_cancelling.py",
-        "or entry.pooled or (entry.holder",
-        "or (entry.holder",
+        "or entry.pooled or entry.holder",
+        "or entry.holder",
     ),
     Mutation(
         "other pools' queries are not cancelled",
         "fast",
         "connections/test_cancelling.py",
-        "or (entry.holder.works_for or entry.holder) not in holders",
+        "or entry.holder.worker not in holders",
         "or False",
     ),
     # Queries that are seen.
@@ -1202,7 +1202,7 @@ MUTATIONS = [
         "those on a wrapper that a task makes itself, too",
         "fast",
         "django/test_capturing.py",
-        "for watcher in (holder.works_for or holder).watchers:",
+        "for watcher in holder.worker.watchers:",
         "for watcher in ():",
     ),
     Mutation(
@@ -1238,8 +1238,8 @@ MUTATIONS = [
         "whoever holds a permit does not wait for a worker that needs one",
         "fast",
         "executors/test_loading.py",
-        "if holds_permit(found.db) or (loading := submit(RowsOf(to_run))) is None:",
-        "if (loading := submit(RowsOf(to_run))) is None:",
+        "or holds_permit(found.db) or (loading := submit(make)) is None:",
+        "or (loading := submit(make)) is None:",
     ),
     Mutation(
         "a worker that runs an initializer is not free",
@@ -1252,8 +1252,8 @@ MUTATIONS = [
         "a queryset is not loaded from a transaction",
         "fast",
         "executors/test_loading.py",
-        "if _is_in_transaction(found):",
-        "if False:",
+        "if _is_in_transaction(found) or",
+        "if",
     ),
     Mutation(
         "what is prefetched may be from an alias in a transaction",

@@ -271,7 +271,8 @@ class Executor(concurrent.futures.Executor):
         It is an ordinary queryset from the start, whose query runs where it is used, in these cases: in
         a transaction of the calling thread's on that alias, whose rows a worker would not see (so with
         ATOMIC_REQUESTS too); under `run_inline`, and on an `ImmediateExecutor`; in a worker of this
-        pool; when `max_pending` tasks wait. One that is evaluated already is returned as it is.
+        pool; when `max_pending` tasks wait; where this thread holds a connection of a ceiling. One that
+        is evaluated already is returned as it is.
 
         For one number, `submit(queryset.count)`.
 
@@ -284,7 +285,7 @@ class Executor(concurrent.futures.Executor):
         """
         return load(queryset, self._submit_loading)
 
-    def _submit_loading(self, task: RowsOf) -> Loading | None:
+    def _submit_loading(self, make: Callable[[], RowsOf]) -> Loading | None:
         """Submit the query, and return its future; None: it is better run where it is used."""
         raise TypeError(
             f"{type(self).__name__}.load(): its workers are other processes. Load by a "
@@ -469,18 +470,14 @@ def follow(executor: Executor, queue: Unfinished) -> None:
     _queues[queue_key] = weakref.ref(queue, lambda _: _queues.pop(queue_key, None))
 
 
-def _executors_now() -> list[Executor]:
-    found = (reference() for reference in list(_executors.values()))
-    return [executor for executor in found if executor is not None]
-
-
 def all_executors() -> tuple[Executor, ...]:
     """Return every thread, process and Dask executor of this process, oldest first, unnamed ones too.
 
     Each has its `name` and its `stats()`. One that nobody refers to any more is not among them, though
     its workers may have something left to do. Any thread may call this.
     """
-    return tuple(_executors_now())
+    found = (reference() for reference in list(_executors.values()))
+    return tuple(executor for executor in found if executor is not None)
 
 
 def _queues_now() -> list[Unfinished]:
@@ -508,7 +505,7 @@ def _after_fork_in_child() -> None:
     _queues.clear()
     for queue in of_parent:
         queue.retire()
-    for executor in _executors_now():
+    for executor in all_executors():
         executor._begin_anew()
 
 
@@ -523,7 +520,7 @@ def shut_all_down(deadline: float | None = None, but: Collection[Executor] = ())
             None: as long as it takes.
         but: not these.
     """
-    for executor in _executors_now():
+    for executor in all_executors():
         if executor not in but:
             seconds = None if deadline is None else max(0.0, deadline - Clock.monotonic())
             executor.shutdown(timeout=seconds, cancel_queries=deadline is not None)

@@ -243,7 +243,7 @@ class ImmediateExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return run_now(self._books, fn, (fn, args, kwargs))
 
-    def _submit_loading(self, task: RowsOf) -> None:
+    def _submit_loading(self, make: Callable[[], RowsOf]) -> None:
         return None
 
     def shutdown(

@@ -60,23 +60,26 @@ class Loading(NamedTuple):
             del self  # which is in the error's traceback
 
 
-def load(queryset: Q, submit: Callable[[RowsOf], Loading | None]) -> Q:
+def load(queryset: Q, submit: Callable[[Callable[[], RowsOf]], Loading | None]) -> Q:
     """See `Executor.load`.
 
     Args:
-        submit: submits this task; None: no worker is to run it.
+        submit: submits the task that it is given the means to make; None: no worker is to run it.
     """
     found: Any = queryset
     _check(found)
     if isinstance(found, _Loaded) or vars(found)["_result_cache"] is not None:
         return queryset
-    if _is_in_transaction(found):
-        return found.all()  # type: ignore[no-any-return]
-    to_run = found.using(found.db)
-    vars(to_run)["_query"] = _own(to_run.query)
-    if holds_permit(found.db) or (loading := submit(RowsOf(to_run))) is None:
+    make = functools.partial(_task, found)
+    if _is_in_transaction(found) or holds_permit(found.db) or (loading := submit(make)) is None:
         return found.all()  # type: ignore[no-any-return]
     return _Loaded.by(loading, found)  # type: ignore[no-any-return]
+
+
+def _task(queryset: Any) -> RowsOf:
+    to_run = queryset.using(queryset.db)
+    vars(to_run)["_query"] = _own(to_run.query)
+    return RowsOf(to_run)
 
 
 def _own(query: Any) -> Any:

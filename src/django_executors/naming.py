@@ -45,11 +45,11 @@ def log(
     **fields: Any,
 ) -> None:
     """Log this text with its fields, which the record has as attributes too."""
-    log = functools.partial(logger.log, level, text, fields, exc_info=exc_info, stacklevel=2)
+    record = functools.partial(logger.log, level, text, fields, exc_info=exc_info, stacklevel=2)
     try:
-        log(extra=fields)
+        record(extra=fields)
     except KeyError:  # the project's own record factory has set one of them
-        log()
+        record()
 
 
 def listed(names: Counter[str]) -> str:

@@ -703,11 +703,12 @@ class ThreadPoolExecutor(Executor, _Standard):
         self._queue.add(task, waits=waits)
         return task
 
-    def _submit_loading(self, task: RowsOf) -> Loading | None:
+    def _submit_loading(self, make: Callable[[], RowsOf]) -> Loading | None:
         notice_fork()
         queue = self._queue
         if is_inline() or queue.is_mine():
             return None
+        task = make()
         try:
             return Loading(self._submit(task, (), {}, waits=False), task, queue.is_behind)
         except QueueFull:

@@ -26,7 +26,7 @@ def named(wrapper: BaseDatabaseWrapper, holder: Holder) -> Iterator[None]:
     connects. A reset leaves it, as all that a connection begins with. Connections of Django's own pool
     are everybody's, and have none.
     """
-    executor, own = (holder.works_for or holder).executor, vars(wrapper)
+    executor, own = holder.worker.executor, vars(wrapper)
     if (
         executor is None
         or (template := conf.current().application_name) is None

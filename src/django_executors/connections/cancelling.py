@@ -39,7 +39,7 @@ def cancel_queries(holders: Collection[Holder], deadline: float) -> bool:
             wrapper is None
             or entry.state is not OPEN
             or entry.pooled
-            or (entry.holder.works_for or entry.holder) not in holders
+            or entry.holder.worker not in holders
         ):
             continue
         found = True

@@ -140,7 +140,7 @@ def wait_for_turn(entry: Entry, wrapper: BaseDatabaseWrapper) -> None:
     with lock:
         ceiling = _ceilings.setdefault(entry.alias, Ceiling(entry.alias, most))
         ceiling.most = most
-    entry.permit = permit = Permit(ceiling, entry, holder.works_for or holder)
+    entry.permit = permit = Permit(ceiling, entry, holder.worker)
     began, observer = permit.since, observing.observer
     try:
         ceiling.wait_for(permit, conf.current().connection_wait_timeout)

@@ -109,16 +109,17 @@ class _Hold:
 def _look(watched: dict[int, _Hold], seconds: float) -> None:
     held = {}
     for entry in ledger.all_entries():
-        holder = entry.holder.works_for or entry.holder
+        holder = entry.holder.worker
         if entry.state is OPEN and holder.executor is not None and holder.task is not None:
             held[entry.serial] = entry, holder  # a number of its own each time that a task takes it
     for serial in [*watched]:
         if serial not in held:
             watched.pop(serial).end()
     for serial, (entry, holder) in held.items():
-        hold = watched.setdefault(serial, _Hold(entry, holder))
-        if hold.has_lasted(seconds):
-            hold.tell()
+        if serial not in watched:
+            watched[serial] = _Hold(entry, holder)
+        if watched[serial].has_lasted(seconds):
+            watched[serial].tell()
     # A log handler of the project's may have used the ORM.
     release.release_since(current_holder(), 0)
 

@@ -62,7 +62,7 @@ class _Hooks:
             entry.opened(wrapper)
             if entry.used_since is not None and (observer := observing.observer) is not None:
                 observer.connected(entry.alias, entry.used_since - began)
-            if (entry.holder.works_for or entry.holder).executor is not None:
+            if entry.holder.worker.executor is not None:
                 holds.watch()
             if entry.made is not None:
                 now = vars(wrapper)
@@ -143,7 +143,7 @@ def _install() -> None:
             thread_end.arm(holder)
         if holder.executor is not None and is_djangos(wrapper):
             entry.made = sessions.as_made(wrapper)
-        for watcher in (holder.works_for or holder).watchers:
+        for watcher in holder.worker.watchers:
             watcher.watch(wrapper)
         return wrapper
 

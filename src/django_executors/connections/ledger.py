@@ -145,6 +145,11 @@ class Holder:
         return self.scopes[0][1] if self.scopes else None
 
     @property
+    def worker(self) -> Holder:
+        """The worker for whose tasks this thread runs the ORM; if it does for none, this one itself."""
+        return self.works_for or self
+
+    @property
     def has_an_end(self) -> bool:
         """Whether somebody lets go of what this thread makes now."""
         return bool(self.executor or self.works_for or self.scopes)
